@@ -1,0 +1,1 @@
+"""The thin edge between Temporal and a service, one file per noun."""

@@ -1,0 +1,1 @@
+"""The truth of every effect: SQL, one file per noun."""

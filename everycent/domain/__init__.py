@@ -1,0 +1,1 @@
+"""Pure models, state machines and decisions: no I/O, clock or random."""

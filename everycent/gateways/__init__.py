@@ -1,0 +1,1 @@
+"""The outside world: a Protocol each, and its real clients."""

@@ -1,0 +1,1 @@
+"""The proof kit: invariants over live databases."""

@@ -1,0 +1,103 @@
+"""What a process is told from outside: `EVERYCENT_*` variables first, then the files of a data folder.
+
+A running embedded stack writes `<data-dir>/settings/common.toml` and one file per part beside it
+(`inventory.toml`, `reader.toml`, `owner.toml` …), so that a worker reads only the DSN of its service.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+ServiceName = Literal["order", "inventory", "payment", "account", "points", "ledger"]
+SERVICES: tuple[ServiceName, ...] = (
+    "order", "inventory", "payment", "account", "points", "ledger",
+)  # fmt: skip
+
+
+class TemporalSettings(BaseModel):
+    """Where Temporal is; TLS and API keys come from the SDK's profiles (TEMPORAL_* variables)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: str = "127.0.0.1:7233"
+    namespace: str = "default"
+    ui: str = "http://127.0.0.1:8233"
+
+
+class ProviderSettings(BaseModel):
+    """Where the payment provider is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = "http://127.0.0.1:8080"
+    api_key: str = "sk_test_everycent"
+    webhook_secret: str = "whsec_test_everycent"
+    timeout_seconds: float = 10.0
+
+
+class PoolSettings(BaseModel):
+    """Sizes and time-outs of a database pool, in seconds; they form the ladder of design rule 15."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: int = Field(default=8, ge=1)
+    wait_seconds: float = 5.0
+    lock_timeout_seconds: float = 3.0
+    statement_timeout_seconds: float = 5.0
+    transaction_timeout_seconds: float = 10.0
+    idle_in_transaction_seconds: float = 10.0
+
+
+class Settings(BaseSettings):
+    """All settings of one process. `database` holds worker DSNs, `read` and `owner` the other roles'."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EVERYCENT_", env_nested_delimiter="__", extra="ignore"
+    )
+
+    data_dir: Path = Path(".everycent")
+    temporal: TemporalSettings = TemporalSettings()
+    provider: ProviderSettings = ProviderSettings()
+    pool: PoolSettings = PoolSettings()
+    database: dict[ServiceName, str] = {}
+    read: dict[ServiceName, str] = {}
+    owner: dict[ServiceName, str] = {}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment above the files, which arrive as arguments of `load`."""
+        return env_settings, init_settings
+
+
+def load(data_dir: Path | None = None, *parts: str) -> Settings:
+    """Read the settings of a process: the environment, then `common` and the named parts' files.
+
+    Without a running stack the files are absent and the environment (or the defaults) speaks alone.
+    """
+    folder = data_dir or Path(os.environ.get("EVERYCENT_DATA_DIR", ".everycent"))
+    merged: dict[str, Any] = {}
+    for part in ("common", *parts):
+        file = folder / "settings" / f"{part}.toml"
+        if file.is_file():
+            _merge(merged, tomllib.loads(file.read_text()))
+    return Settings(**{**merged, "data_dir": folder})
+
+
+def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for name, value in source.items():
+        if isinstance(value, dict) and isinstance(target.get(name), dict):
+            _merge(target[name], value)
+        else:
+            target[name] = value

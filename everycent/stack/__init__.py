@@ -1,0 +1,1 @@
+"""The embedded stack: PostgreSQL, Temporal and our processes under one supervisor."""

@@ -1,0 +1,1 @@
+"""Worker processes: what runs where."""

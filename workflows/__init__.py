@@ -1,0 +1,1 @@
+"""The business stories: deterministic, no SQL, no network."""
