@@ -1,0 +1,114 @@
+"""How a child process is started: in its own session, and never outliving whoever started it."""
+
+import ctypes
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+READ_ANYWHERE = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+
+
+@dataclass(frozen=True)
+class User:
+    """The system user a server runs as when we are root and it refuses to be."""
+
+    uid: int
+    gid: int
+
+    def setpriv_options(self) -> list[str]:
+        """Return the options that drop to this user, who may still walk below a folder of ours."""
+        return [f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", *READ_ANYWHERE]
+
+
+def start(
+    command: Sequence[str],
+    *,
+    output: Path,
+    user: User | None = None,
+    environment: Mapping[str, str] | None = None,
+    death_signal: signal.Signals = signal.SIGTERM,
+) -> subprocess.Popen[bytes]:
+    """Start a direct child that gets `death_signal` when the calling thread dies, even by kill -9.
+
+    Its own session keeps the terminal's Ctrl-C away from it; its output is appended to `output`.
+    """
+    wrapped = [*_wrapper(user, death_signal), *command]
+    plain = user if wrapped[0] != "setpriv" else None
+    with output.open("ab") as log:
+        return subprocess.Popen(
+            wrapped,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environment) if environment is not None else None,
+            start_new_session=True,
+            umask=0o077,
+            preexec_fn=None if wrapped[0] == "setpriv" else _dying_with_parent(death_signal),
+            user=plain.uid if plain else None,
+            group=plain.gid if plain else None,
+            extra_groups=[] if plain else None,
+        )
+
+
+def run(
+    command: Sequence[str],
+    *,
+    user: User | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a short command as that user to its end and return what it said."""
+    wrapped = [*_wrapper(user, signal.SIGKILL), *command]
+    plain = user if wrapped[0] != "setpriv" else None
+    return subprocess.run(
+        wrapped,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(environment) if environment is not None else None,
+        umask=0o077,
+        user=plain.uid if plain else None,
+        group=plain.gid if plain else None,
+        extra_groups=[] if plain else None,
+    )
+
+
+def keeps_reach(user: User) -> bool:
+    """Tell whether a child of that user may still read below folders that are closed to it."""
+    return _setpriv_can(tuple(user.setpriv_options()))
+
+
+def _wrapper(user: User | None, death_signal: signal.Signals) -> list[str]:
+    """Return the setpriv prefix; setpriv execs, so the child keeps our pid and `ps` reads well."""
+    death = ("--pdeathsig", death_signal.name.removeprefix("SIG"))
+    options = (*(user.setpriv_options() if user else ()), *death)
+    return ["setpriv", *options, "--"] if _setpriv_can(options) else []
+
+
+@functools.cache
+def _setpriv_can(options: tuple[str, ...]) -> bool:
+    if shutil.which("setpriv") is None:
+        return False
+    probe = subprocess.run(["setpriv", *options, "--", "true"], capture_output=True, check=False)
+    return probe.returncode == 0
+
+
+def _dying_with_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
+    """Return what the child runs before exec where setpriv is missing; only Linux can do it."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def die_with_parent() -> None:
+        prctl(PR_SET_PDEATHSIG, int(death_signal))
+        if os.getppid() != parent:  # It died before we could ask to be told.
+            os._exit(1)
+
+    return die_with_parent
