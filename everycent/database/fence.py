@@ -1,0 +1,263 @@
+"""The fence in SQL (design rules 3 and 4): claim by insert, then lock, then judge.
+
+Every operation on a resource row begins with one of `claim_tries`, `lock_for_confirm` and
+`claim_cancels`, does its work for the requests they hand back as `new`, and ends with `store_tries`
+or `store_ends`. The order of the statements is the proof; do not reorder them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, JsonValue, TypeAdapter
+from sqlalchemy import CursorResult, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from everycent.domain.fence import (
+    FenceRow,
+    FenceState,
+    Proceed,
+    Repeat,
+    Verdict,
+    judge_cancel,
+    judge_confirm,
+    judge_try,
+)
+from everycent.domain.message import HASH_VERSION, StepRequest, request_hash
+from everycent.domain.outcome import Refusal
+from everycent.errors import EverycentError, KeyReused
+
+R = TypeVar("R", bound=StepRequest)
+
+
+@dataclass(frozen=True)
+class FenceTable:
+    """A table made by `fence_ddl.fence_table`, and which fields of a Try go into its columns.
+
+    `columns` maps a field of the Try request to the PostgreSQL type of the column of that name.
+    """
+
+    name: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claims(Generic[R]):
+    """What became of a batch at the fence.
+
+    `new` are the requests that are to do their work, in key order, each key once; `rows` their rows
+    (absent where the own insert made the row). All others have their answer or error in `settled`.
+    """
+
+    new: list[R]
+    rows: dict[str, FenceRow]
+    settled: dict[str, JsonValue | EverycentError]
+    reused: dict[int, EverycentError]
+
+    def in_order(
+        self, requests: Sequence[R], fresh: Mapping[str, Any], answers: TypeAdapter[Any]
+    ) -> list[Any]:
+        """Answer every request of the batch: from `fresh`, from the stored answer, or an error."""
+        return [self._answer(i, request, fresh, answers) for i, request in enumerate(requests)]
+
+    def _answer(
+        self, index: int, request: R, fresh: Mapping[str, Any], answers: TypeAdapter[Any]
+    ) -> Any:
+        if index in self.reused:
+            return self.reused[index]
+        if request.key in fresh:
+            return fresh[request.key]
+        settled = self.settled[request.key]
+        return settled if isinstance(settled, EverycentError) else answers.validate_python(settled)
+
+
+async def claim_tries(tx: AsyncConnection, table: FenceTable, requests: Sequence[R]) -> Claims[R]:
+    """Insert a TRIED row per key, in key order; then lock the keys that others had before us."""
+    unique, reused = _each_key_once(requests)
+    won = await _insert(tx, table, unique, FenceState.TRIED)
+    rows = await _lock(tx, table, [r.key for r in unique if r.key not in won])
+    verdicts = {
+        r.key: Proceed() if r.key in won else judge_try(rows[r.key], r, won=False) for r in unique
+    }
+    return _claims(unique, rows, verdicts, reused)
+
+
+async def lock_for_confirm(
+    tx: AsyncConnection, table: FenceTable, requests: Sequence[R]
+) -> Claims[R]:
+    """Lock the rows to confirm, in key order. An absent row is `NothingTried`: nothing is written."""
+    unique, reused = _each_key_once(requests)
+    rows = await _lock(tx, table, [r.key for r in unique])
+    verdicts = {r.key: judge_confirm(rows.get(r.key), r.key) for r in unique}
+    return _claims(unique, rows, verdicts, reused)
+
+
+async def claim_cancels(tx: AsyncConnection, table: FenceTable, requests: Sequence[R]) -> Claims[R]:
+    """Insert a tombstone per key, in key order, *first*; then lock the keys that had a row.
+
+    A Try that comes later finds the tombstone. One that is under way is waited for by the insert.
+    """
+    unique, reused = _each_key_once(requests)
+    won = await _insert(tx, table, unique, FenceState.CANCELLED)
+    rows = await _lock(tx, table, [r.key for r in unique if r.key not in won])
+    verdicts = {
+        r.key: Proceed() if r.key in won else judge_cancel(rows[r.key], won=False) for r in unique
+    }
+    return _claims(unique, rows, verdicts, reused)
+
+
+async def store_tries(
+    tx: AsyncConnection,
+    table: FenceTable,
+    answers: Mapping[str, BaseModel],
+    *,
+    done: FenceState = FenceState.TRIED,
+) -> None:
+    """Store the first answer of each Try: a Refusal as REFUSED, anything else as `done`.
+
+    `done` is CONFIRMED for a step that is complete in itself (a receipt, a grant).
+    """
+    if not answers:
+        return
+    result = await tx.execute(
+        text(
+            f"UPDATE {table.name} AS t SET state = new.state, try_answer = new.answer::jsonb"
+            " FROM unnest(CAST(:keys AS text[]), CAST(:states AS text[]), CAST(:answers AS text[]))"
+            " AS new (key, state, answer)"
+            " WHERE t.key = new.key AND t.state = 'TRIED' AND t.try_answer IS NULL"
+        ),
+        {
+            "keys": list(answers),
+            "states": [
+                FenceState.REFUSED if isinstance(answer, Refusal) else done
+                for answer in answers.values()
+            ],
+            "answers": [answer.model_dump_json() for answer in answers.values()],
+        },
+    )
+    assert_all_written(result, len(answers))
+
+
+async def store_ends(
+    tx: AsyncConnection,
+    table: FenceTable,
+    requests: Sequence[StepRequest],
+    answers: Mapping[str, BaseModel],
+    *,
+    state: FenceState,
+) -> None:
+    """Store the answer of each Confirm or Cancel and move its row to `state`."""
+    if not requests:
+        return
+    result = await tx.execute(
+        text(
+            f"UPDATE {table.name} AS t SET state = :state, end_answer = new.answer::jsonb,"
+            " ended_at = new.at, reason = new.reason"
+            " FROM unnest(CAST(:keys AS text[]), CAST(:answers AS text[]),"
+            " CAST(:ats AS timestamptz[]), CAST(:reasons AS text[])) AS new (key, answer, at, reason)"
+            " WHERE t.key = new.key AND t.end_answer IS NULL"
+            " AND (t.state IN ('TRIED', 'REFUSED') OR t.state = :state)"
+        ),
+        {
+            "state": state,
+            "keys": [request.key for request in requests],
+            "answers": [answers[request.key].model_dump_json() for request in requests],
+            "ats": [request.at for request in requests],
+            "reasons": [getattr(request, "reason", None) for request in requests],
+        },
+    )
+    assert_all_written(result, len(requests))
+
+
+def assert_all_written(result: CursorResult[Any], rows_wanted: int) -> None:
+    """Stop the transaction when a guarded write did not hit every row it was meant for."""
+    assert result.rowcount == rows_wanted, (
+        f"a guarded write hit {result.rowcount} of {rows_wanted} rows"
+    )
+
+
+def _each_key_once(requests: Sequence[R]) -> tuple[list[R], dict[int, EverycentError]]:
+    """Return the distinct requests in key order, and the errors of those that reuse a batch's key."""
+    first: dict[str, R] = {}
+    reused: dict[int, EverycentError] = {}
+    for index, request in enumerate(requests):
+        kept = first.setdefault(request.key, request)
+        if kept is not request and _hash(kept) != _hash(request):
+            reused[index] = KeyReused(f"{request.key} stands twice in a batch, with two requests")
+    return [first[key] for key in sorted(first, key=str.encode)], reused
+
+
+def _claims(
+    unique: list[R],
+    rows: dict[str, FenceRow],
+    verdicts: dict[str, Verdict],
+    reused: dict[int, EverycentError],
+) -> Claims[R]:
+    settled = {
+        key: verdict.answer if isinstance(verdict, Repeat) else verdict
+        for key, verdict in verdicts.items()
+        if not isinstance(verdict, Proceed)
+    }
+    new = [request for request in unique if request.key not in settled]
+    return Claims(new, {r.key: rows[r.key] for r in new if r.key in rows}, settled, reused)
+
+
+def _hash(request: StepRequest) -> str:
+    return request_hash(request, request.HASHED)
+
+
+async def _insert(
+    tx: AsyncConnection, table: FenceTable, requests: Sequence[StepRequest], state: FenceState
+) -> set[str]:
+    """Insert what is not there yet, in key order, and return the keys that we made."""
+    tried = state is FenceState.TRIED
+    columns = table.columns if tried else {}
+    names = "".join(f", {name}" for name in columns)
+    arrays = "".join(f", CAST(:c_{name} AS {kind}[])" for name, kind in columns.items())
+    result = await tx.execute(
+        text(
+            f"INSERT INTO {table.name}"
+            f" (key, opened_on, tried_at, request_hash, hash_version, state{names})"
+            f" SELECT key, opened_on, tried_at, request_hash, CAST(:version AS smallint),"
+            f" CAST(:state AS text){names}"
+            " FROM unnest(CAST(:keys AS text[]), CAST(:opened AS date[]),"
+            f" CAST(:ats AS timestamptz[]), CAST(:hashes AS text[]){arrays})"
+            f" AS new (key, opened_on, tried_at, request_hash{names})"
+            ' ORDER BY key COLLATE "C" ON CONFLICT (key) DO NOTHING RETURNING key'
+        ),
+        {
+            "version": HASH_VERSION if tried else None,
+            "state": state,
+            "keys": [request.key for request in requests],
+            "opened": [request.opened_on for request in requests],
+            "ats": [request.at if tried else None for request in requests],
+            "hashes": [_hash(request) if tried else None for request in requests],
+            **{f"c_{name}": [getattr(r, name) for r in requests] for name in columns},
+        },
+    )
+    return set(result.scalars())
+
+
+async def _lock(tx: AsyncConnection, table: FenceTable, keys: Sequence[str]) -> dict[str, FenceRow]:
+    """Lock and read rows in key order, in a statement of its own: it must see the winner's row."""
+    if not keys:
+        return {}
+    result = await tx.execute(
+        text(
+            "SELECT key, state, request_hash, hash_version, try_answer, end_answer"
+            f" FROM {table.name} WHERE key = ANY(CAST(:keys AS text[]))"
+            ' ORDER BY key COLLATE "C" FOR UPDATE'
+        ),
+        {"keys": list(keys)},
+    )
+    return {
+        row.key: FenceRow(
+            key=row.key,
+            state=FenceState(row.state),
+            request_hash=row.request_hash,
+            hash_version=row.hash_version,
+            try_answer=row.try_answer,
+            end_answer=row.end_answer,
+        )
+        for row in result
+    }

@@ -1,0 +1,235 @@
+"""Stock in SQL. A reservation is the fence of its own hold; its lines lie beside it."""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from everycent.database import fence
+from everycent.domain.fence import FenceState
+from everycent.domain.inventory import (
+    BOOKED_ANSWERS,
+    COMMIT_ANSWERS,
+    RELEASE_ANSWERS,
+    RESERVE_ANSWERS,
+    CommitStock,
+    ReceiveStock,
+    ReleaseStock,
+    ReserveAnswer,
+    Reserved,
+    ReserveStock,
+    SetStock,
+    Shelf,
+    StockBooked,
+    StockCommitted,
+    StockLine,
+    StockReleased,
+    allocate,
+    units_by_sku,
+)
+from everycent.errors import EverycentError
+
+RESERVATION = fence.FenceTable("reservation")
+BOOKING = fence.FenceTable("stock_booking", {"sku": "text"})
+
+
+async def reserve_stock(
+    tx: AsyncConnection, requests: Sequence[ReserveStock]
+) -> list[ReserveAnswer | EverycentError]:
+    """Hold the units of each order, all of its lines or none; a repeated key gets its first answer."""
+    claims = await fence.claim_tries(tx, RESERVATION, requests)
+    wanted = {(r.tenant, line.sku) for r in claims.new for line in r.lines}
+    shelf = await _lock_stock(tx, wanted)
+    decided = allocate(shelf, claims.new)
+    held = [r for r in claims.new if isinstance(decided.answers[r.key], Reserved)]
+    await _insert_lines(tx, held)
+    await _move(tx, decided.taken, "free = free - units, held = held + units")
+    await fence.store_tries(tx, RESERVATION, decided.answers)
+    return claims.in_order(requests, decided.answers, RESERVE_ANSWERS)
+
+
+async def commit_stock(
+    tx: AsyncConnection, requests: Sequence[CommitStock]
+) -> list[StockCommitted | EverycentError]:
+    """Sell what each reservation holds; what moves comes from its rows, never from the call."""
+    claims = await fence.lock_for_confirm(tx, RESERVATION, requests)
+    lines = await _lines_of(tx, [r.key for r in claims.new])
+    await _lock_stock(tx, _skus(claims.new, lines))
+    await _move(tx, _sum(claims.new, lines), "held = held - units, sold = sold + units")
+    answers = {r.key: StockCommitted(lines=tuple(lines[r.key])) for r in claims.new}
+    await fence.store_ends(tx, RESERVATION, claims.new, answers, state=FenceState.CONFIRMED)
+    return claims.in_order(requests, answers, COMMIT_ANSWERS)
+
+
+async def release_stock(
+    tx: AsyncConnection, requests: Sequence[ReleaseStock]
+) -> list[StockReleased | EverycentError]:
+    """Give back what each reservation holds; one that holds nothing gets its tombstone."""
+    claims = await fence.claim_cancels(tx, RESERVATION, requests)
+    holding = [r.key for r in claims.new if _holds(claims, r.key)]
+    lines = await _lines_of(tx, holding)
+    released = [r for r in claims.new if r.key in lines]
+    await _lock_stock(tx, _skus(released, lines))
+    await _move(tx, _sum(released, lines), "held = held - units, free = free + units")
+    answers = {r.key: StockReleased(lines=tuple(lines.get(r.key, ()))) for r in claims.new}
+    await fence.store_ends(tx, RESERVATION, claims.new, answers, state=FenceState.CANCELLED)
+    return claims.in_order(requests, answers, RELEASE_ANSWERS)
+
+
+async def receive_stock(
+    tx: AsyncConnection, requests: Sequence[ReceiveStock]
+) -> list[StockBooked | EverycentError]:
+    """Book arrived units in; a SKU that is new gets its row."""
+    claims = await fence.claim_tries(tx, BOOKING, requests)
+    return await _book(tx, claims, requests, {r.key: r.units for r in claims.new})
+
+
+async def set_stock(
+    tx: AsyncConnection, requests: Sequence[SetStock]
+) -> list[StockBooked | EverycentError]:
+    """Bring the free units of each SKU to a level, booking the difference as goods in or written off.
+
+    A batch names each SKU once: the level is absolute.
+    """
+    claims = await fence.claim_tries(tx, BOOKING, requests)
+    await _add_skus(tx, {(r.tenant, r.sku) for r in claims.new})
+    shelf = await _lock_stock(tx, {(r.tenant, r.sku) for r in claims.new})
+    return await _book(
+        tx,
+        claims,
+        requests,
+        {r.key: r.free_units - shelf[r.tenant, r.sku] for r in claims.new},
+    )
+
+
+async def _book(
+    tx: AsyncConnection,
+    claims: fence.Claims[ReceiveStock] | fence.Claims[SetStock],
+    requests: Sequence[ReceiveStock] | Sequence[SetStock],
+    units: dict[str, int],
+) -> list[StockBooked | EverycentError]:
+    """Move each booking's units in or out of the free stock and store the level it left."""
+    skus = {(r.tenant, r.sku) for r in claims.new}
+    await _add_skus(tx, skus)
+    shelf = await _lock_stock(tx, skus)
+    answers: dict[str, StockBooked] = {}
+    moved: Shelf = {}
+    for r in claims.new:
+        shelf[r.tenant, r.sku] += units[r.key]
+        moved[r.tenant, r.sku] = moved.get((r.tenant, r.sku), 0) + units[r.key]
+        answers[r.key] = StockBooked(
+            sku=r.sku, units_booked=units[r.key], units_free=shelf[r.tenant, r.sku]
+        )
+    await _move(
+        tx,
+        moved,
+        "free = free + units, received = received + greatest(units, 0),"
+        " written_off = written_off + greatest(-units, 0)",
+    )
+    await fence.store_tries(tx, BOOKING, answers, done=FenceState.CONFIRMED)
+    return claims.in_order(requests, answers, BOOKED_ANSWERS)  # type: ignore[arg-type]
+
+
+def _holds(claims: fence.Claims[ReleaseStock], key: str) -> bool:
+    row = claims.rows.get(key)
+    return row is not None and row.state is FenceState.TRIED
+
+
+def _skus(
+    requests: Iterable[CommitStock | ReleaseStock], lines: dict[str, list[StockLine]]
+) -> set[tuple[str, str]]:
+    return {(r.tenant, line.sku) for r in requests for line in lines[r.key]}
+
+
+def _sum(
+    requests: Iterable[CommitStock | ReleaseStock], lines: dict[str, list[StockLine]]
+) -> Shelf:
+    total: Shelf = {}
+    for r in requests:
+        for sku, units in units_by_sku(lines[r.key]).items():
+            total[r.tenant, sku] = total.get((r.tenant, sku), 0) + units
+    return total
+
+
+async def _lock_stock(tx: AsyncConnection, skus: Iterable[tuple[str, str]]) -> Shelf:
+    """Lock the stock rows in (tenant, sku) order and return their free units."""
+    wanted = sorted(skus)
+    if not wanted:
+        return {}
+    result = await tx.execute(
+        text(
+            "SELECT tenant, sku, free FROM stock"
+            " WHERE (tenant, sku) IN (SELECT * FROM unnest(CAST(:tenants AS text[]),"
+            " CAST(:skus AS text[])))"
+            ' ORDER BY tenant COLLATE "C", sku COLLATE "C" FOR NO KEY UPDATE'
+        ),
+        {"tenants": [tenant for tenant, _ in wanted], "skus": [sku for _, sku in wanted]},
+    )
+    return {(row.tenant, row.sku): row.free for row in result}
+
+
+async def _move(tx: AsyncConnection, units: Shelf, assignments: str) -> None:
+    """Apply the same assignments to every SKU's row, with its own `units`; the rows are locked."""
+    if not units:
+        return
+    result = await tx.execute(
+        text(
+            f"UPDATE stock AS s SET {assignments}, version = version + 1"
+            " FROM unnest(CAST(:tenants AS text[]), CAST(:skus AS text[]),"
+            " CAST(:units AS bigint[])) AS moved (tenant, sku, units)"
+            " WHERE s.tenant = moved.tenant AND s.sku = moved.sku"
+        ),
+        {
+            "tenants": [tenant for tenant, _ in units],
+            "skus": [sku for _, sku in units],
+            "units": list(units.values()),
+        },
+    )
+    fence.assert_all_written(result, len(units))
+
+
+async def _add_skus(tx: AsyncConnection, skus: Iterable[tuple[str, str]]) -> None:
+    wanted = sorted(skus)
+    await tx.execute(
+        text(
+            "INSERT INTO stock (tenant, sku) SELECT tenant, sku"
+            " FROM unnest(CAST(:tenants AS text[]), CAST(:skus AS text[])) AS new (tenant, sku)"
+            ' ORDER BY tenant COLLATE "C", sku COLLATE "C" ON CONFLICT (tenant, sku) DO NOTHING'
+        ),
+        {"tenants": [tenant for tenant, _ in wanted], "skus": [sku for _, sku in wanted]},
+    )
+
+
+async def _insert_lines(tx: AsyncConnection, requests: Sequence[ReserveStock]) -> None:
+    rows = [(r.key, n, line) for r in requests for n, line in enumerate(r.lines)]
+    if not rows:
+        return
+    await tx.execute(
+        text(
+            "INSERT INTO reservation_line (key, line, sku, units)"
+            " SELECT * FROM unnest(CAST(:keys AS text[]), CAST(:lines AS int[]),"
+            " CAST(:skus AS text[]), CAST(:units AS bigint[]))"
+        ),
+        {
+            "keys": [key for key, _, _ in rows],
+            "lines": [n for _, n, _ in rows],
+            "skus": [line.sku for _, _, line in rows],
+            "units": [line.units for _, _, line in rows],
+        },
+    )
+
+
+async def _lines_of(tx: AsyncConnection, keys: Sequence[str]) -> dict[str, list[StockLine]]:
+    if not keys:
+        return {}
+    result = await tx.execute(
+        text(
+            "SELECT key, sku, units FROM reservation_line"
+            " WHERE key = ANY(CAST(:keys AS text[])) ORDER BY key, line"
+        ),
+        {"keys": list(keys)},
+    )
+    lines: dict[str, list[StockLine]] = {key: [] for key in keys}
+    for row in result:
+        lines[row.key].append(StockLine(sku=row.sku, units=row.units))
+    return lines

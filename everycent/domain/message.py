@@ -1,0 +1,75 @@
+"""What every request and answer shares: frozen models, ids, keys, and the hash of a request."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import date
+from typing import Annotated, ClassVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+Id = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9._~-]{1,64}\z")]
+Key = Annotated[str, Field(min_length=1, max_length=300)]
+Currency = Annotated[str, StringConstraints(pattern=r"\A[A-Z]{3}\z")]
+MinorUnits = Annotated[int, Field(strict=True, ge=0, le=10**15)]
+Units = Annotated[int, Field(strict=True, gt=0, le=10**9)]
+
+
+class Message(BaseModel):
+    """Base of what crosses a boundary of ours; newer senders may add fields, so unknown ones pass."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Document(BaseModel):
+    """Base of what people hand in (CLI, HTTP, files): unknown fields are refused at the door."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StepRequest(Message):
+    """Ask for one business step, once per `key` (design rule 2): `<tenant>/<order>/<step>[/<request>]`.
+
+    `at` is the business time and `opened_on` the order's opening day; both lie outside the hash.
+    `HASHED` names the business fields that must be equal when a key is repeated.
+    """
+
+    HASHED: ClassVar[tuple[str, ...]] = ()
+
+    key: Key
+    at: AwareDatetime
+    opened_on: date
+
+    @property
+    def tenant(self) -> str:
+        """The shop: the first part of the key."""
+        return self.key.split("/", 1)[0]
+
+
+def step_key(tenant: str, order_id: str, step: str, request: str | None = None) -> str:
+    """Return the key of a business step: the same in every run, retry and replay."""
+    return "/".join((tenant, order_id, step, *((request,) if request else ())))
+
+
+def order_of(key: str) -> str:
+    """Return the xid of a key, `<tenant>/<order>`: the first two of its parts."""
+    return "/".join(key.split("/", 2)[:2])
+
+
+HASH_VERSION = 1
+
+
+def _canonical_v1(request: BaseModel, fields: tuple[str, ...]) -> bytes:
+    named = request.model_dump(mode="json", include=set(fields))
+    return json.dumps(named, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+_CANONICAL: dict[int, Callable[[BaseModel, tuple[str, ...]], bytes]] = {1: _canonical_v1}
+
+
+def request_hash(request: BaseModel, fields: tuple[str, ...], version: int = HASH_VERSION) -> str:
+    """Hash the named business fields in their canonical form; the version is stored beside the hash.
+
+    Rows written under an older version are compared under that version.
+    """
+    return hashlib.sha256(_CANONICAL[version](request, fields)).hexdigest()
