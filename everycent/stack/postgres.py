@@ -17,6 +17,7 @@ from urllib.parse import quote
 import psutil
 
 from everycent.stack import launch, ports
+from everycent.stack.folder import write_private
 from everycent.stack.ports import StackError
 
 SUPERUSER = "postgres"
@@ -70,7 +71,7 @@ class PostgresServer:
     """
 
     def __init__(self, folder: Path, port: int | None = None, *, durable: bool = True) -> None:
-        self.folder = folder.absolute()
+        self.folder = folder.expanduser().resolve()
         self.data = self.folder / "pg"
         self.log = self.folder / "logs" / "postgres.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -220,11 +221,14 @@ class PostgresServer:
         PostgreSQL refuses to start while any process of its user has the pid in that file, also a
         stranger who got the number after a reboot, also a zombie.
         """
-        running = self._running_postmaster()
-        if running is not None:
-            running.send_signal(signal.SIGINT)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                running.wait(STOP_SECONDS)
+        for number in (signal.SIGINT, signal.SIGQUIT):  # Fast, then its own kill.
+            running = self._running_postmaster()
+            if running is not None:
+                with contextlib.suppress(psutil.Error):
+                    running.send_signal(number)
+                    running.wait(STOP_SECONDS)
+        if self._running_postmaster() is not None:
+            raise StackError(f"another PostgreSQL runs on {self.data} and does not stop: end it")
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def _running_postmaster(self) -> psutil.Process | None:
@@ -240,15 +244,6 @@ class PostgresServer:
     def _last_line(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "nothing"
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file only its owner may read, all of it or nothing."""
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    draft.replace(path)
 
 
 def _server_user() -> launch.User | None:
