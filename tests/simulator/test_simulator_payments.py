@@ -90,7 +90,6 @@ async def test_more_than_authorised_cannot_be_captured(rig: Any) -> None:
     assert (await rig.look()).captured_minor == 0
 
 
-@pytest.mark.requirement("AC18.4")
 async def test_refunds_never_exceed_the_capture_even_at_once(rig: Any) -> None:
     """Ten refunds of a tenth and one of a cent at the same moment give back exactly the capture.
 
