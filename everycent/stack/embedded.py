@@ -15,7 +15,7 @@ import psutil
 
 from everycent.clock import now
 from everycent.settings import SERVICES, Settings, load
-from everycent.stack import ports, temporal
+from everycent.stack import launch, ports, temporal
 from everycent.stack.folder import DataFolder, role_name
 from everycent.stack.ports import LOOPBACK, Ports, StackError
 from everycent.stack.postgres import PostgresServer, major_version
@@ -245,17 +245,15 @@ class EmbeddedStack:
             return
         names = ", ".join(str(process.pid) for process in left)
         self._tell(f"ending what a killed supervisor left behind: pid {names}")
-        for process in left:
-            _send(process, signal.SIGINT if process.name() == "postgres" else signal.SIGTERM)
-        _, alive = psutil.wait_procs(left, timeout=LEFTOVER_SECONDS)
-        for process in alive:
-            _send(process, signal.SIGKILL)
-        psutil.wait_procs(alive, timeout=LEFTOVER_SECONDS)
+        servers = [process for process in left if process.name() == "postgres"]
+        launch.end([p for p in left if p not in servers], signal.SIGTERM, LEFTOVER_SECONDS)
+        launch.end([p for p in servers if launch.is_alive(p)], signal.SIGINT, LEFTOVER_SECONDS)
+        launch.end([p for p in left if launch.is_alive(p)], signal.SIGKILL, LEFTOVER_SECONDS)
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
             ours = process.environ().get(MARK) == str(self.folder.path)
-            return ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+            return ours and process.pid != os.getpid() and launch.is_alive(process)
         except (psutil.Error, OSError):
             return False
 
@@ -308,10 +306,3 @@ def _import_path() -> dict[str, str]:
         return {}
     known = os.environ.get("PYTHONPATH", "")
     return {"PYTHONPATH": f"{root}{os.pathsep}{known}" if known else str(root)}
-
-
-def _send(process: psutil.Process, number: signal.Signals) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return

@@ -1,5 +1,6 @@
 """How a child process is started: in its own session, and never outliving whoever started it."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -7,9 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 PR_SET_PDEATHSIG = 1
 READ_ANYWHERE = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
@@ -83,6 +87,27 @@ def run(
 def keeps_reach(user: User) -> bool:
     """Tell whether a child of that user may still read below folders that are closed to it."""
     return _setpriv_can(tuple(user.setpriv_options()))
+
+
+def end(processes: Sequence[psutil.Process], number: signal.Signals, seconds: float) -> None:
+    """Signal processes that are not our children, and wait until they are gone or time is up.
+
+    A zombie is gone: its parent may never reap it, as in a container without an init process.
+    """
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+    deadline = time.monotonic() + seconds
+    while any(is_alive(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Tell whether the process still runs."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _wrapper(user: User | None, death_signal: signal.Signals) -> list[str]:

