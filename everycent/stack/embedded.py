@@ -67,6 +67,7 @@ class EmbeddedStack:
         self.folder.open(postgres_major=major_version(), temporal_version=temporal.server_version())
         try:
             self._stop_leftovers()
+            self.folder.set_long_logs_aside()
             self.ports, notes = ports.choose(
                 self._given_ports, self.folder.remembered_ports(), usual=self._usual_ports
             )

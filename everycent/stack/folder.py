@@ -24,6 +24,7 @@ from everycent.settings import SERVICES
 from everycent.stack.ports import LOOPBACK, Ports, StackError
 
 FORMAT = 1
+LONG_LOG_BYTES = 10 * 1024 * 1024
 
 
 def write_private(path: Path, text: str) -> None:
@@ -147,6 +148,12 @@ class DataFolder:
             self._write_part(service, {"database": {service: worker[service]}})
         self._write_part("reader", {"read": read})
         self._write_part("owner", {"owner": owner, "database": worker, "read": read})
+
+    def set_long_logs_aside(self) -> None:
+        """Begin new logs where the old ones have grown long; one older file of each is kept."""
+        for log in self.logs.glob("*.log"):
+            if log.stat().st_size > LONG_LOG_BYTES:
+                log.replace(log.with_suffix(".log.old"))
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Say for other processes how the supervised ones are."""

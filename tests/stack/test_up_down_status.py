@@ -126,11 +126,14 @@ def test_a_second_up_on_the_folder_is_refused_and_names_the_first(everycent: She
 def test_data_and_ports_survive_down_and_up(everycent: Shell) -> None:
     everycent("up", "--detach", *POSTGRES)
     settings = load(everycent.folder, "owner")
+    long = everycent.folder / "logs" / "long.log"
+    long.write_bytes(b"x" * 11 * 1024 * 1024)
     _sql(settings.owner["order"], "CREATE TABLE kept AS SELECT 7 AS n")
     everycent("down")
     everycent("up", "--detach", *POSTGRES)
     assert load(everycent.folder, "owner") == settings
     assert _sql(settings.owner["order"], "SELECT n FROM kept") == "7"
+    assert not long.exists()
 
 
 def test_a_taken_port_that_was_named_is_refused_in_one_line(everycent: Shell) -> None:
