@@ -22,7 +22,7 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 # What the worker may insert but never change or delete; a trigger says the same to everybody.
 APPEND_ONLY: dict[ServiceName, tuple[str, ...]] = {
     "inventory": ("reservation_line",),
-    "ledger": ("entry",),
+    "ledger": ("entry", "transfer_leg", "reversal"),
 }
 
 
