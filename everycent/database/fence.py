@@ -85,7 +85,7 @@ async def claim_tries(tx: AsyncConnection, table: FenceTable, requests: Sequence
 async def lock_for_confirm(
     tx: AsyncConnection, table: FenceTable, requests: Sequence[R]
 ) -> Claims[R]:
-    """Lock the rows to confirm, in key order. An absent row is `NothingTried`: nothing is written."""
+    """Lock the rows to confirm, in key order. An absent one: `NothingTried`, nothing is written."""
     unique, reused = _each_key_once(requests)
     rows = await _lock(tx, table, [r.key for r in unique])
     verdicts = {r.key: judge_confirm(rows.get(r.key), r.key) for r in unique}
@@ -154,7 +154,8 @@ async def store_ends(
             f"UPDATE {table.name} AS t SET state = :state, end_answer = new.answer::jsonb,"
             " ended_at = new.at, reason = new.reason"
             " FROM unnest(CAST(:keys AS text[]), CAST(:answers AS text[]),"
-            " CAST(:ats AS timestamptz[]), CAST(:reasons AS text[])) AS new (key, answer, at, reason)"
+            " CAST(:ats AS timestamptz[]), CAST(:reasons AS text[]))"
+            " AS new (key, answer, at, reason)"
             " WHERE t.key = new.key AND t.end_answer IS NULL"
             " AND (t.state IN ('TRIED', 'REFUSED') OR t.state = :state)"
         ),
@@ -177,7 +178,7 @@ def assert_all_written(result: CursorResult[Any], rows_wanted: int) -> None:
 
 
 def _each_key_once(requests: Sequence[R]) -> tuple[list[R], dict[int, EverycentError]]:
-    """Return the distinct requests in key order, and the errors of those that reuse a batch's key."""
+    """Return the distinct requests in key order, and the errors of those that reuse a key in it."""
     first: dict[str, R] = {}
     reused: dict[int, EverycentError] = {}
     for index, request in enumerate(requests):

@@ -1,6 +1,7 @@
 """Stock in SQL. A reservation is the fence of its own hold; its lines lie beside it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -29,6 +30,8 @@ from everycent.domain.inventory import (
 )
 from everycent.errors import EverycentError
 
+B = TypeVar("B", ReceiveStock, SetStock)
+
 RESERVATION = fence.FenceTable("reservation")
 BOOKING = fence.FenceTable("stock_booking", {"sku": "text"})
 
@@ -36,7 +39,7 @@ BOOKING = fence.FenceTable("stock_booking", {"sku": "text"})
 async def reserve_stock(
     tx: AsyncConnection, requests: Sequence[ReserveStock]
 ) -> list[ReserveAnswer | EverycentError]:
-    """Hold the units of each order, all of its lines or none; a repeated key gets its first answer."""
+    """Hold the units of each order, all of its lines or none; a repeated key: its first answer."""
     claims = await fence.claim_tries(tx, RESERVATION, requests)
     wanted = {(r.tenant, line.sku) for r in claims.new for line in r.lines}
     shelf = await _lock_stock(tx, wanted)
@@ -81,53 +84,45 @@ async def receive_stock(
 ) -> list[StockBooked | EverycentError]:
     """Book arrived units in; a SKU that is new gets its row."""
     claims = await fence.claim_tries(tx, BOOKING, requests)
-    return await _book(tx, claims, requests, {r.key: r.units for r in claims.new})
+    return await _book(tx, claims, requests, lambda r, _free: r.units)
 
 
 async def set_stock(
     tx: AsyncConnection, requests: Sequence[SetStock]
 ) -> list[StockBooked | EverycentError]:
-    """Bring the free units of each SKU to a level, booking the difference as goods in or written off.
-
-    A batch names each SKU once: the level is absolute.
-    """
+    """Bring the free units of each SKU to a level; the difference is goods in or written off."""
     claims = await fence.claim_tries(tx, BOOKING, requests)
-    await _add_skus(tx, {(r.tenant, r.sku) for r in claims.new})
-    shelf = await _lock_stock(tx, {(r.tenant, r.sku) for r in claims.new})
-    return await _book(
-        tx,
-        claims,
-        requests,
-        {r.key: r.free_units - shelf[r.tenant, r.sku] for r in claims.new},
-    )
+    return await _book(tx, claims, requests, lambda r, free: r.free_units - free)
 
 
 async def _book(
     tx: AsyncConnection,
-    claims: fence.Claims[ReceiveStock] | fence.Claims[SetStock],
-    requests: Sequence[ReceiveStock] | Sequence[SetStock],
-    units: dict[str, int],
+    claims: fence.Claims[B],
+    requests: Sequence[B],
+    units_booked: Callable[[B, int], int],
 ) -> list[StockBooked | EverycentError]:
-    """Move each booking's units in or out of the free stock and store the level it left."""
+    """Move each booking's units in or out of the free stock and store the level it left.
+
+    `units_booked` tells them from the request and from the free units that the one before left.
+    """
     skus = {(r.tenant, r.sku) for r in claims.new}
     await _add_skus(tx, skus)
     shelf = await _lock_stock(tx, skus)
     answers: dict[str, StockBooked] = {}
-    moved: Shelf = {}
+    arrived: Shelf = {}
+    written_off: Shelf = {}
     for r in claims.new:
-        shelf[r.tenant, r.sku] += units[r.key]
-        moved[r.tenant, r.sku] = moved.get((r.tenant, r.sku), 0) + units[r.key]
+        units = units_booked(r, shelf[r.tenant, r.sku])
+        shelf[r.tenant, r.sku] += units
+        moved = arrived if units >= 0 else written_off
+        moved[r.tenant, r.sku] = moved.get((r.tenant, r.sku), 0) + abs(units)
         answers[r.key] = StockBooked(
-            sku=r.sku, units_booked=units[r.key], units_free=shelf[r.tenant, r.sku]
+            sku=r.sku, units_booked=units, units_free=shelf[r.tenant, r.sku]
         )
-    await _move(
-        tx,
-        moved,
-        "free = free + units, received = received + greatest(units, 0),"
-        " written_off = written_off + greatest(-units, 0)",
-    )
+    await _move(tx, arrived, "free = free + units, received = received + units")
+    await _move(tx, written_off, "free = free - units, written_off = written_off + units")
     await fence.store_tries(tx, BOOKING, answers, done=FenceState.CONFIRMED)
-    return claims.in_order(requests, answers, BOOKED_ANSWERS)  # type: ignore[arg-type]
+    return claims.in_order(requests, answers, BOOKED_ANSWERS)
 
 
 def _holds(claims: fence.Claims[ReleaseStock], key: str) -> bool:
