@@ -1,0 +1,199 @@
+"""What one can do with an order: place, cancel, pay, repair. Whatever is typed twice happens once."""
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from temporalio.client import (
+    Client,
+    WithStartWorkflowOperation,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from everycent.database.reads import OrderView, Reader
+from everycent.domain.message import request_hash
+from everycent.domain.order import (
+    AttemptAnswer,
+    CancelAnswer,
+    CancelOrder,
+    OrderResult,
+    OrderStatus,
+    PayOrder,
+    Placement,
+    PlaceOrder,
+    RepairAnswer,
+    RepairOrder,
+    differing_fields,
+)
+from everycent.errors import InvalidRequest
+from workers.queues import WORKFLOWS
+from workflows import attributes
+from workflows.checkout import Checkout
+
+T = TypeVar("T")
+Handle = WorkflowHandle[Checkout, OrderResult]
+
+
+class OrderDiffersError(InvalidRequest):
+    """The id belongs to another order; `fields` are those that differ."""
+
+    def __init__(self, order_id: str, fields: tuple[str, ...]) -> None:
+        super().__init__(f"order {order_id} exists with other {', '.join(fields)}")
+        self.fields = fields
+
+
+class TooLateError(InvalidRequest):
+    """The order has been decided; the message says how."""
+
+
+class Checkouts:
+    """The orders of a Temporal namespace and of the order database behind it."""
+
+    def __init__(self, client: Client, reader: Reader, *, queue: str = WORKFLOWS) -> None:
+        self._client = client
+        self._reader = reader
+        self._queue = queue
+
+    async def place(self, order: PlaceOrder) -> Placement:
+        """Start the order, or find it, and answer once it is decided or waits for its customer.
+
+        Sameness is decided by the order's row: the workflow may be long gone from Temporal. Raises
+        OrderDiffersError if the id belongs to an order with another body.
+        """
+        try:
+            placement = await self._start(order, WorkflowIDReusePolicy.REJECT_DUPLICATE)
+        except WorkflowAlreadyStartedError:  # It is closed; the row knows the end.
+            placement = await self._stored(order) or await self._start(
+                order, WorkflowIDReusePolicy.ALLOW_DUPLICATE
+            )
+        if placement.request_hash != request_hash(order, order.HASHED):
+            raise await self._differs(order)
+        return placement
+
+    async def wait(self, tenant: str, order_id: str) -> OrderResult:
+        """Wait until the order is final and return how it ended."""
+        view = await self._reader.order(tenant, order_id)
+        if view is not None and view.result is not None:
+            return view.result
+        return await self._handle(tenant, order_id).result()
+
+    async def cancel(self, tenant: str, order_id: str, request: CancelOrder) -> CancelAnswer:
+        """Cancel an order. Raises TooLateError, with the reason, when it is decided already."""
+        view = await self._known(tenant, order_id)
+        if view.result is not None:
+            if view.status is not OrderStatus.CANCELLED:
+                raise TooLateError(f"too late to cancel: the order is {view.status.lower()}")
+            return CancelAnswer(cancelled=True, status=view.status, reason=view.reason)
+        handle = self._handle(tenant, order_id)
+        return await _told(handle.execute_update(Checkout.cancel, request), view)
+
+    async def pay(self, tenant: str, order_id: str, request: PayOrder) -> AttemptAnswer:
+        """Name another payment for an open order."""
+        view = await self._known(tenant, order_id)
+        if view.result is not None:
+            raise TooLateError(f"too late to pay: the order is {view.status.lower()}")
+        handle = self._handle(tenant, order_id)
+        return await _told(handle.execute_update(Checkout.pay, request), view)
+
+    async def repair(self, tenant: str, order_id: str, request: RepairOrder) -> RepairAnswer:
+        """Say what to do about a parked step, and answer what came of it."""
+        view = await self._known(tenant, order_id)
+        handle = self._handle(tenant, order_id)
+        return await _told(handle.execute_update(Checkout.repair, request), view)
+
+    async def progress(self, tenant: str, order_id: str) -> Placement:
+        """Ask the order's run how far it is."""
+        return await self._handle(tenant, order_id).query(Checkout.progress)
+
+    async def _start(self, order: PlaceOrder, reuse: WorkflowIDReusePolicy) -> Placement:
+        money = f"{order.total_minor / 100:,.2f} {order.currency}"
+        start = WithStartWorkflowOperation(
+            Checkout.run,
+            order,
+            id=order.workflow_id(),
+            task_queue=self._queue,
+            id_reuse_policy=reuse,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            search_attributes=_attributes(order),
+            static_summary=f"order {order.order_id}: {len(order.lines)} lines, {money}",
+        )
+        try:
+            return await self._client.execute_update_with_start_workflow(
+                Checkout.placed, order, id="placed", start_workflow_operation=start
+            )
+        except WorkflowUpdateFailedError as error:
+            raise _refusal_of(error, order.order_id) from error
+
+    async def _stored(self, order: PlaceOrder) -> Placement | None:
+        """Return what the order's row says; None if it is not final and wants a driver again."""
+        view = await self._reader.order(order.tenant, order.order_id)
+        if view is None or view.result is None:
+            return None
+        return Placement(
+            order_id=view.order_id,
+            request_hash=view.request_hash,
+            decision=view.decision,
+            status=view.status,
+            reason=view.reason,
+            result=view.result,
+        )
+
+    async def _differs(self, order: PlaceOrder) -> OrderDiffersError:
+        view = await self._known(order.tenant, order.order_id)
+        stored = view.request.model_dump(mode="json")
+        return OrderDiffersError(order.order_id, differing_fields(stored, order))
+
+    async def _known(self, tenant: str, order_id: str) -> OrderView:
+        view = await self._reader.order(tenant, order_id)
+        if view is None:
+            raise InvalidRequest(f"there is no order {order_id} of tenant {tenant}")
+        return view
+
+    def _handle(self, tenant: str, order_id: str) -> Handle:
+        return self._client.get_workflow_handle_for(Checkout.run, f"checkout/{tenant}/{order_id}")
+
+
+def _attributes(order: PlaceOrder) -> TypedSearchAttributes:
+    skus = attributes.skus_that_fit([line.sku for line in order.lines])
+    return TypedSearchAttributes(
+        [
+            SearchAttributePair(attributes.TENANT, order.tenant),
+            SearchAttributePair(attributes.ORDER, order.order_id),
+            SearchAttributePair(attributes.CUSTOMER, order.customer),
+            SearchAttributePair(attributes.STATUS, OrderStatus.PENDING.value),
+            SearchAttributePair(attributes.AMOUNT_MINOR, order.total_minor),
+            SearchAttributePair(attributes.SKUS, skus),
+        ]
+    )
+
+
+async def _told(answer: Awaitable[T], view: OrderView) -> T:
+    """Await an update's answer; a validator's no, or a run that is gone, becomes a plain sentence."""
+    try:
+        return await answer
+    except WorkflowUpdateFailedError as error:
+        raise _refusal_of(error, view.order_id) from error
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        raise TooLateError(
+            f"order {view.order_id} has no running workflow; placing it again takes it up"
+        ) from error
+
+
+def _refusal_of(error: WorkflowUpdateFailedError, order_id: str) -> InvalidRequest:
+    cause = error.cause
+    if isinstance(cause, ApplicationError) and cause.type == "OrderDiffers":
+        [fields] = cause.details
+        return OrderDiffersError(order_id, tuple(fields))
+    if isinstance(cause, ApplicationError):
+        return TooLateError(cause.message)
+    return InvalidRequest(str(cause))

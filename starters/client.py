@@ -1,0 +1,64 @@
+"""The way to Temporal: one client per process, with the converter that every part shares."""
+
+from typing import Any
+
+import pydantic
+from temporalio.api.common.v1 import Payload
+from temporalio.client import Client
+from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
+from temporalio.converter import (
+    CompositePayloadConverter,
+    DataConverter,
+    DefaultPayloadConverter,
+    JSONPlainPayloadConverter,
+)
+from temporalio.envconfig import ClientConfig
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
+
+from everycent.errors import Unreachable
+from everycent.settings import Settings
+
+
+class _StrictJSON(PydanticJSONPlainPayloadConverter):
+    """A workflow whose input cannot be read fails at once instead of being retried for ever."""
+
+    def from_payload(self, payload: Payload, type_hint: type | None = None) -> Any:
+        try:
+            return super().from_payload(payload, type_hint)
+        except pydantic.ValidationError as error:
+            raise ApplicationError(
+                f"unreadable payload: {error}", type="InvalidRequest", non_retryable=True
+            ) from error
+
+
+class _Converter(CompositePayloadConverter):
+    def __init__(self) -> None:
+        super().__init__(
+            *(
+                _StrictJSON() if isinstance(converter, JSONPlainPayloadConverter) else converter
+                for converter in DefaultPayloadConverter.default_encoding_payload_converters
+            )
+        )
+
+
+DATA_CONVERTER = DataConverter(payload_converter_class=_Converter)
+
+
+async def connect(settings: Settings) -> Client:
+    """Connect to Temporal: TEMPORAL_* variables and profiles first, then our settings.
+
+    Raises Unreachable with the address when nobody answers there.
+    """
+    profile = ClientConfig.load_client_connect_config()
+    config: dict[str, Any] = {
+        "target_host": settings.temporal.address,
+        "namespace": settings.temporal.namespace,
+        **{name: value for name, value in profile.items() if value is not None},
+    }
+    try:
+        return await Client.connect(**config, data_converter=DATA_CONVERTER)
+    except (RPCError, RuntimeError) as error:
+        raise Unreachable(
+            f"Temporal does not answer at {config['target_host']}: {error}; is `everycent up` running?"
+        ) from error

@@ -1,0 +1,139 @@
+"""The only place where the parts are wired together: pools, gateways, activities and workers."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import httpx
+from temporalio.client import Client
+from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from activities.account import AccountActivities
+from activities.inventory import InventoryActivities
+from activities.ledger import LedgerActivities
+from activities.order import OrderActivities
+from activities.payment import PaymentActivities
+from activities.points import PointsActivities
+from everycent.database.engine import Database, assert_no_transaction
+from everycent.errors import InvalidRequest
+from everycent.gateways.payment_provider import HttpPaymentProvider
+from everycent.settings import SERVICES, ServiceName, Settings
+from workers.queues import WORKFLOWS, finishes, tries
+from workflows.catalog import FLOWS
+
+WorkerName = Literal["workflows"] | ServiceName
+WORKERS: tuple[WorkerName, ...] = ("workflows", *SERVICES)
+GRACE = timedelta(seconds=15)
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One task queue of a service, with the activities of one pool."""
+
+    queue: str
+    activities: Sequence[Any]
+    slots: int
+
+
+@contextlib.asynccontextmanager
+async def workers_of(
+    name: WorkerName, client: Client, settings: Settings
+) -> AsyncIterator[list[Worker]]:
+    """Build the workers of one process and close their pools behind them."""
+    if name == "workflows":
+        yield [workflow_worker(client)]
+        return
+    async with lanes_of(name, settings) as lanes:
+        yield [activity_worker(client, lane) for lane in lanes]
+
+
+@contextlib.asynccontextmanager
+async def lanes_of(service: ServiceName, settings: Settings) -> AsyncIterator[list[Lane]]:
+    """Give a service its two lanes, each with a pool of its own, so that none starves the other."""
+    if service not in settings.database:
+        raise InvalidRequest(f"EVERYCENT_DATABASE__{service.upper()} names no database")
+    async with contextlib.AsyncExitStack() as stack:
+        lanes = []
+        for queue in (tries(service), finishes(service)):
+            database = Database(settings.database[service], settings.pool, name=queue)
+            stack.push_async_callback(database.close)
+            noun = await stack.enter_async_context(_noun(service, database, settings))
+            # A slot without a connection would wait in the pool and burn its start-to-close time.
+            lanes.append(Lane(queue, activities_of(noun), slots=settings.pool.size))
+        yield lanes
+
+
+def activities_of(noun: object) -> list[Any]:
+    """Return the activity methods of an object, by Temporal's own mark."""
+    methods = (getattr(noun, name) for name in dir(noun) if not name.startswith("_"))
+    return [method for method in methods if hasattr(method, "__temporal_activity_definition")]
+
+
+def workflow_worker(
+    client: Client, *, queue: str = WORKFLOWS, runner: WorkflowRunner | None = None
+) -> Worker:
+    """Build the worker that runs every flow of the catalog.
+
+    Production passes all modules through the sandbox, which is three times cheaper; tests and replays
+    run in the full one and so see what breaks determinism.
+    """
+    return Worker(
+        client,
+        task_queue=queue,
+        workflows=FLOWS,
+        workflow_runner=runner
+        or SandboxedWorkflowRunner(
+            restrictions=SandboxRestrictions.default.with_passthrough_all_modules()
+        ),
+        max_cached_workflows=500,
+        max_concurrent_workflow_tasks=100,
+        workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
+        graceful_shutdown_timeout=GRACE,
+    )
+
+
+def activity_worker(client: Client, lane: Lane) -> Worker:
+    """Build the worker of one lane, with a slot per connection."""
+    return Worker(
+        client,
+        task_queue=lane.queue,
+        activities=lane.activities,
+        max_concurrent_activities=lane.slots,
+        activity_task_poller_behavior=PollerBehaviorAutoscaling(),
+        graceful_shutdown_timeout=GRACE,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _noun(
+    service: ServiceName, database: Database, settings: Settings
+) -> AsyncIterator[object]:
+    if service == "payment":
+        provider = settings.provider
+        async with httpx.AsyncClient(
+            base_url=provider.url, trust_env=False, limits=httpx.Limits(max_connections=100)
+        ) as http:
+            gateway = HttpPaymentProvider(
+                http, api_key=provider.api_key, guard=assert_no_transaction
+            )
+            yield PaymentActivities(database, gateway)
+        return
+    nouns = {
+        "order": OrderActivities,
+        "inventory": InventoryActivities,
+        "account": AccountActivities,
+        "points": PointsActivities,
+        "ledger": LedgerActivities,
+    }
+    yield nouns[service](database)
+
+
+def worker_name(text: str) -> WorkerName:
+    """Read a worker's name as a person typed it."""
+    for name in WORKERS:
+        if name == text:
+            return name
+    raise InvalidRequest(f"there is no worker {text}; there are: {', '.join(WORKERS)}")

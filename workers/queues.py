@@ -1,0 +1,19 @@
+"""The names of the task queues: one per service, a second lane for what frees or finishes.
+
+A saturated Try must never hold up a release, so Confirm, Cancel and refund have workers and pools of
+their own.
+"""
+
+from typing import Final
+
+WORKFLOWS: Final = "everycent-workflows"
+
+
+def tries(service: str) -> str:
+    """Return the queue of a service's Try steps and single steps."""
+    return f"everycent-{service}"
+
+
+def finishes(service: str) -> str:
+    """Return the queue of a service's Confirm and Cancel steps."""
+    return f"everycent-{service}-finish"

@@ -1,0 +1,32 @@
+"""Run one worker process until it is told to stop."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from everycent.settings import Settings
+from starters.client import connect
+from workers.composition import WorkerName, workers_of
+
+
+async def run_worker(name: WorkerName, settings: Settings) -> None:
+    """Serve the worker's queues until SIGTERM or SIGINT; then finish what runs and leave.
+
+    Writes its pid into the file named by EVERYCENT_READY_FILE once it polls.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    client = await connect(settings)
+    async with workers_of(name, client, settings) as workers, contextlib.AsyncExitStack() as stack:
+        for worker in workers:
+            await stack.enter_async_context(worker)
+        _tell_ready()
+        await stop.wait()
+
+
+def _tell_ready() -> None:
+    if file := os.environ.get("EVERYCENT_READY_FILE"):
+        Path(file).write_text(str(os.getpid()))

@@ -1,0 +1,605 @@
+"""Checkout: sell one order, or leave no trace of it (docs/flows/checkout.md).
+
+open -> hold stock and points -> take payment -> decide COMMITTING -> capture, the pivot
+     -> sell stock | use points | book the sale | earn points -> COMMITTED
+refused, cancelled or the window over: decide ABORTING -> undo, newest first -> ABORTED
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, TypeVar
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from activities.boundary import error_of
+    from everycent.domain.message import request_hash
+    from everycent.domain.order import (
+        MAX_ATTEMPTS,
+        AttemptAdded,
+        AttemptAnswer,
+        BalancePayment,
+        CancelAnswer,
+        CancelOrder,
+        Decision,
+        OpenedOrder,
+        OrderDiffers,
+        OrderResult,
+        OrderStatus,
+        Payment,
+        PayOrder,
+        Placement,
+        PlaceOrder,
+        RepairAnswer,
+        RepairOrder,
+        Verdict,
+        WaitsFor,
+    )
+    from everycent.domain.outcome import Refusal
+    from everycent.domain.payment import CaptureRefused, PaidAnyway, RedirectOpened
+    from everycent.errors import NotConfirmable, NothingTried, Unknown, class_of
+    from workflows.attributes import STATUS, WAITS_FOR
+    from workflows.checkout_steps import CheckoutSteps
+    from workflows.repair import RepairDesk
+    from workflows.saga import Saga, uninterrupted
+
+T = TypeVar("T")
+GONE = "the stock was gone after the payment: refunded"
+
+
+class RefusedError(Exception):
+    """The order cannot be sold; where that leads, and why."""
+
+    def __init__(self, status: OrderStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.verdict = Verdict(decision=Decision.ABORTING, status=status, reason=reason)
+
+
+@workflow.defn(name="checkout")
+class Checkout:
+    """One order. Its row in the order database decides; this run drives it there."""
+
+    @workflow.init
+    def __init__(self, order: PlaceOrder) -> None:
+        self._order = order
+        self._steps = CheckoutSteps(order)
+        self._desk = RepairDesk(self._steps)
+        self._saga = Saga()
+        self._verdict = Verdict(decision=Decision.OPEN)
+        self._deciding = False
+        self._cancel: CancelOrder | None = None
+        self._payments: dict[int, Payment] = {}  # By number, from 1, as they were written down.
+        self._begun: set[str] = set()  # Request ids of the payments whose undo is registered.
+        self._refusals: list[Refusal] = []
+        self._redirect_url: str | None = None
+        self._waits_for = WaitsFor.NOTHING
+        self._captured_minor = 0
+        self._refunded_minor = 0
+        self._result: OrderResult | None = None
+        self._differs: ApplicationError | None = None
+
+    @workflow.run
+    async def run(self, order: PlaceOrder) -> OrderResult:
+        """Sell the order and return how it ended; a cancellation counts as the customer's."""
+        try:
+            return await uninterrupted(self._sell(), on_cancel=self._cancelled_in_temporal)
+        finally:
+            await workflow.wait_condition(workflow.all_handlers_finished)
+
+    async def _sell(self) -> OrderResult:
+        opened = await self._open()
+        if opened.result is not None:
+            return self._tell(opened.result)
+        self._verdict = opened.verdict
+        if self._verdict.decision is Decision.OPEN:
+            await self._try_to_sell()
+        else:
+            self._adopt(opened)
+        if self._verdict.decision is Decision.COMMITTING:
+            await self._capture()
+        if self._verdict.decision is Decision.COMMITTING:
+            return await self._fulfil()
+        return await self._abort()
+
+    # -- until the decision: everything can still be undone
+
+    async def _open(self) -> OpenedOrder:
+        opened = await self._desk.must("open", self._order.step_key("open"), self._steps.open)
+        if isinstance(opened, OrderDiffers):
+            self._differs = differs(self._order, opened.fields)
+            raise self._differs
+        self._steps.opened_on = opened.opened_on
+        self._steps.window_ends_at = opened.window_ends_at
+        self._payments = dict(enumerate(opened.attempts, start=1))
+        return opened
+
+    async def _try_to_sell(self) -> None:
+        try:
+            await self._reserve_stock()
+            await self._freeze_points()
+            paid_by = await self._take_payment()
+        except RefusedError as refused:
+            await self._decide(refused.verdict)
+        else:
+            await self._decide(Verdict(decision=Decision.COMMITTING, attempt=paid_by))
+
+    async def _reserve_stock(self) -> None:
+        self._tell_details("holding the stock")
+        await self._try(
+            "release stock",
+            self._order.step_key("reserve"),
+            lambda: self._while_wanted(self._steps.reserve_stock()),
+            lambda _: self._steps.release_stock(self._verdict.reason),
+        )
+
+    async def _freeze_points(self) -> None:
+        if self._order.points:
+            await self._try(
+                "release points",
+                self._order.step_key("points"),
+                lambda: self._while_wanted(self._steps.freeze_points()),
+                lambda _: self._steps.unfreeze_points(self._verdict.reason),
+            )
+
+    async def _try(
+        self,
+        undo_name: str,
+        key: str,
+        action: Callable[[], Awaitable[T | Refusal]],
+        undo: Callable[[object], Awaitable[object]],
+    ) -> None:
+        answer = await self._saga.step(undo_name, key, action, undo)
+        if isinstance(answer, Refusal):
+            self._refusals.append(answer)
+            raise RefusedError(OrderStatus.REJECTED, told(answer))
+
+    async def _take_payment(self) -> str | None:
+        """Return the request id of the attempt that pays, None if nothing is due."""
+        if self._order.due_minor == 0:
+            self._check_cancelled()
+            return None
+        for number in range(1, MAX_ATTEMPTS + 1):
+            payment = await self._payment(number)
+            refusal = await self._authorise(payment, number)
+            if refusal is None:
+                self._check_cancelled()
+                return payment.request_id
+            self._refusals.append(refusal)
+        last = told(self._refusals[-1])
+        raise RefusedError(OrderStatus.REJECTED, f"{MAX_ATTEMPTS} payments refused, last: {last}")
+
+    async def _payment(self, number: int) -> Payment:
+        """Return the payment of that number; wait for the customer to name it if need be."""
+        if number not in self._payments:
+            await self._wait_for_customer(lambda: number in self._payments)
+        self._check_cancelled()
+        return self._payments[number]
+
+    async def _wait_for_customer(self, named: Callable[[], bool]) -> None:
+        await self._mark(WaitsFor.PAYMENT)
+        try:
+            await workflow.wait_condition(
+                lambda: named() or self._cancel is not None,
+                timeout=self._steps.window_left,
+                timeout_summary="payment window",
+            )
+        except TimeoutError:
+            raise RefusedError(OrderStatus.EXPIRED, self._expired()) from None
+        await self._mark(WaitsFor.NOTHING)
+
+    async def _authorise(self, payment: Payment, number: int) -> Refusal | None:
+        """Try one payment; None means that it can pay the order."""
+        self._tell_details(f"authorising payment {payment.request_id} by {payment.method}")
+        self._begun.add(payment.request_id)
+
+        def replaced() -> bool:
+            return number + 1 in self._payments
+
+        answer: object = await self._saga.step(
+            f"void payment {payment.request_id}",
+            self._steps.attempt_key(payment.request_id),
+            lambda: self._while_wanted(
+                self._steps.freeze_balance(payment)
+                if isinstance(payment, BalancePayment)
+                else self._steps.authorise(payment),
+                replaced,
+            ),
+            lambda _: self._undo_payment(payment),
+        )
+        if isinstance(answer, RedirectOpened):
+            self._redirect_url = answer.url
+            await self._mark(WaitsFor.PAYMENT)
+            answer = await self._while_wanted(self._steps.await_customer(payment), replaced)
+            await self._mark(WaitsFor.NOTHING)
+        return answer if isinstance(answer, Refusal) else None
+
+    async def _while_wanted(
+        self,
+        handle: workflow.ActivityHandle[T],
+        replaced: Callable[[], bool] = lambda: False,
+    ) -> T | Refusal:
+        """Wait for a step, unless the order is cancelled, its window ends or the step is replaced.
+
+        The step may still run then: its undo finds out what became of it.
+        """
+        await workflow.wait_condition(
+            lambda: handle.done() or self._cancel is not None or replaced()
+        )
+        if not handle.done():
+            handle.cancel()
+            self._check_cancelled()
+            return Replaced()
+        try:
+            return await handle
+        except ActivityError as error:
+            self._stop_trying(error)
+
+    def _stop_trying(self, error: ActivityError) -> NoReturn:
+        ours = error_of(error)
+        if class_of(type(ours)) is Unknown and workflow.now() >= self._steps.window_ends_at:
+            raise RefusedError(OrderStatus.EXPIRED, self._expired()) from error
+        workflow.logger.error("a step failed before the decision", extra={"reason": str(ours)})
+        raise RefusedError(OrderStatus.REJECTED, f"{type(ours).__name__}: {ours}") from error
+
+    def _check_cancelled(self) -> None:
+        if self._cancel is not None:
+            raise RefusedError(OrderStatus.CANCELLED, self._cancel.reason)
+
+    def _expired(self) -> str:
+        return f"not paid within {self._order.payment_window_seconds} s"
+
+    async def _decide(self, wanted: Verdict, pivot_refusal: Refusal | None = None) -> None:
+        """Write the decision; who loses the race adopts what the winner wrote."""
+        self._deciding = True
+        evidence = None if pivot_refusal is None else pivot_refusal.model_dump(mode="json")
+        self._verdict = await self._desk.must(
+            f"decide {wanted.decision}",
+            self._order.step_key("decide"),
+            lambda: self._steps.decide(wanted, evidence),
+        )
+        if self._verdict != wanted:
+            self._adopt(await self._open())
+
+    def _adopt(self, opened: OpenedOrder) -> None:
+        """Take over a decided order: whatever it may have done is ours to undo or to finish."""
+        self._verdict = opened.verdict
+        self._deciding = True
+        self._saga = saga = Saga()
+        order = self._order
+        saga.may_have_run(
+            "release stock",
+            order.step_key("reserve"),
+            lambda _: self._steps.release_stock(self._verdict.reason),
+        )
+        if order.points:
+            saga.may_have_run(
+                "release points",
+                order.step_key("points"),
+                lambda _: self._steps.unfreeze_points(self._verdict.reason),
+            )
+        for payment in opened.attempts:
+            self._begun.add(payment.request_id)
+            saga.may_have_run(
+                f"void payment {payment.request_id}",
+                self._steps.attempt_key(payment.request_id),
+                lambda _, payment=payment: self._undo_payment(payment),  # type: ignore[misc]
+            )
+
+    # -- after the decision: forward only, or back to the start
+
+    async def _capture(self) -> None:
+        """Take the money. A definite refusal of this pivot is the only way back to ABORTING."""
+        payment = self._chosen()
+        if payment is None or isinstance(payment, BalancePayment):
+            return  # The decision itself was the pivot.
+        self._tell_details("capturing the payment")
+        answer = await self._desk.must(
+            "capture payment",
+            self._order.step_key("capture", payment.request_id),
+            lambda: self._steps.capture(payment.request_id),
+        )
+        if isinstance(answer, CaptureRefused):
+            self._refusals.append(answer)
+            wanted = Verdict(
+                decision=Decision.ABORTING,
+                attempt=payment.request_id,
+                status=OrderStatus.REJECTED,
+                reason=told(answer),
+            )
+            await self._decide(wanted, pivot_refusal=answer)
+
+    async def _fulfil(self) -> OrderResult:
+        """Give the customer what is paid for; all of it, or all of the money back."""
+        self._captured_minor = self._order.due_minor
+        self._tell_details("selling the stock and booking the sale")
+        sold, *_ = await asyncio.gather(
+            self._sell_stock(),
+            self._use_tenders(),
+            self._book_sale(),
+            self._earn_points(),
+            self._drop_other_payments(),
+        )
+        if sold:
+            return await self._close(OrderStatus.CONFIRMED)
+        await self._give_everything_back()
+        return await self._close(OrderStatus.REFUNDED)
+
+    async def _sell_stock(self) -> bool:
+        """Sell the held units; False if they are gone for good, which only a refund answers."""
+
+        async def sell() -> bool:
+            try:
+                await self._steps.commit_stock()
+            except ActivityError as error:
+                if not isinstance(error_of(error), NothingTried | NotConfirmable):
+                    raise
+                workflow.logger.error("a paid order has no stock", extra={"reason": str(error)})
+                return False
+            return True
+
+        sold = await self._desk.see_done("commit stock", self._order.step_key("reserve"), sell)
+        return sold is not False
+
+    async def _use_tenders(self) -> None:
+        payment = self._chosen()
+        if isinstance(payment, BalancePayment):
+            await self._desk.see_done(
+                "debit balance",
+                self._steps.attempt_key(payment.request_id),
+                lambda: self._steps.debit_balance(payment.request_id),
+            )
+        if self._order.points:
+            await self._desk.see_done(
+                "use points", self._order.step_key("points"), self._steps.redeem_points
+            )
+
+    async def _book_sale(self) -> None:
+        if self._order.total_minor:
+            await self._desk.see_done(
+                "post ledger",
+                self._order.step_key("ledger"),
+                lambda: self._steps.post_ledger(self._chosen()),
+            )
+
+    async def _earn_points(self) -> None:
+        if self._order.points_earned:
+            await self._desk.see_done(
+                "earn points", self._order.step_key("earn"), self._steps.earn_points
+            )
+
+    async def _drop_other_payments(self) -> None:
+        """Void every attempt but the one that pays; one that was paid all the same is refunded."""
+        for payment in self._payments.values():
+            if payment.request_id in self._begun and payment != self._chosen():
+                await self._desk.see_done(
+                    f"void payment {payment.request_id}",
+                    self._steps.attempt_key(payment.request_id),
+                    lambda payment=payment: self._undo_payment(payment),  # type: ignore[misc]
+                )
+
+    async def _give_everything_back(self) -> None:
+        """Refund a paid order that cannot be fulfilled: forward steps with keys of their own."""
+        self._tell_details("the stock is gone: refunding")
+        payment, order = self._chosen(), self._order
+        steps: list[Awaitable[object]] = []
+        if payment is not None:
+            steps.append(self._refund(payment, order.due_minor, "unfulfillable"))
+        if order.points:
+            key = order.step_key("points-refund")
+            steps.append(self._desk.see_done("restore points", key, self._steps.restore_points))
+        if order.points_earned:
+            key = order.step_key("unearn")
+            steps.append(self._desk.see_done("revoke points", key, self._steps.revoke_points))
+        if order.total_minor:
+            key = order.step_key("ledger-reversal")
+            steps.append(self._desk.see_done("reverse ledger", key, self._steps.reverse_ledger))
+        await asyncio.gather(*steps)
+
+    async def _undo_payment(self, payment: Payment) -> None:
+        """Void an attempt; money that it took in spite of that goes back at once."""
+        request_id, reason = payment.request_id, self._verdict.reason
+        if isinstance(payment, BalancePayment):
+            await self._steps.unfreeze_balance(request_id, reason)
+            return
+        answer = await self._steps.void(request_id, reason)
+        if isinstance(answer, PaidAnyway):
+            self._captured_minor += answer.amount_minor
+            await self._refund(payment, answer.amount_minor, f"late-{request_id}")
+
+    async def _refund(self, payment: Payment, amount_minor: int, refund_id: str) -> None:
+        async def give_back() -> None:
+            answer: object = (
+                await self._steps.credit_balance(payment, refund_id)
+                if isinstance(payment, BalancePayment)
+                else await self._steps.refund(payment.request_id, amount_minor, refund_id)
+            )
+            if isinstance(answer, Refusal):  # What cannot be refunded is parked, never dropped.
+                raise ApplicationError(told(answer), type="RefundRefused", non_retryable=True)
+
+        key = self._order.step_key("refund", refund_id)
+        await self._desk.see_done(f"refund payment {payment.request_id}", key, give_back)
+        self._refunded_minor += amount_minor
+
+    async def _abort(self) -> OrderResult:
+        self._tell_details(f"undoing: {self._verdict.reason}")
+        parked = await self._saga.compensate()
+        if parked:
+            await self._mark(WaitsFor.REPAIR, self._verdict.status)
+            await asyncio.gather(*(self._desk.repair(step) for step in parked))
+            self._saga.undone += [step.name for step in parked]
+        return await self._close(self._verdict.status)
+
+    async def _close(self, status: OrderStatus) -> OrderResult:
+        order, aborted = self._order, self._verdict.decision is Decision.ABORTING
+        result = OrderResult(
+            tenant=order.tenant,
+            order_id=order.order_id,
+            status=status,
+            decision=Decision.ABORTED if aborted else Decision.COMMITTED,
+            reason=self._verdict.reason
+            if aborted
+            else ""
+            if status is OrderStatus.CONFIRMED
+            else GONE,
+            refusals=tuple(refusal.model_dump(mode="json") for refusal in self._refusals),
+            total_minor=order.total_minor,
+            captured_minor=self._captured_minor,
+            refunded_minor=self._refunded_minor,
+            points_used=order.points if status is OrderStatus.CONFIRMED else 0,
+            points_earned=order.points_earned if status is OrderStatus.CONFIRMED else 0,
+            undone=tuple(self._saga.undone),
+        )
+        stored = await self._desk.must(
+            "close", order.step_key("close"), lambda: self._steps.close(result)
+        )
+        return self._tell(stored)
+
+    def _chosen(self) -> Payment | None:
+        """Return the payment that the decision named."""
+        chosen = (p for p in self._payments.values() if p.request_id == self._verdict.attempt)
+        return next(chosen, None)
+
+    # -- what people see and say
+
+    async def _mark(self, waits_for: WaitsFor, status: OrderStatus | None = None) -> None:
+        self._waits_for = waits_for
+        self._tell_details(f"waiting for {waits_for}" if waits_for != "nothing" else "going on")
+        workflow.upsert_search_attributes([WAITS_FOR.value_set(waits_for)])
+        await self._steps.mark(waits_for, status)
+
+    def _tell(self, result: OrderResult) -> OrderResult:
+        """Show the end to whoever looks at this run."""
+        self._result = result
+        self._waits_for = WaitsFor.NOTHING
+        workflow.upsert_search_attributes([STATUS.value_set(result.status)])
+        self._tell_details(f"{result.status}: {result.reason}" if result.reason else result.status)
+        return result
+
+    def _tell_details(self, doing: str) -> None:
+        order = self._order
+        money = f"{order.total_minor} {order.currency} minor units"
+        lines = "\n".join(
+            f"- {line.units} × {line.sku}: {line.amount_minor}" for line in order.lines
+        )
+        refused = "".join(f"\n- refused: {told(refusal)}" for refusal in self._refusals)
+        undone = "".join(f"\n- undone: {name}" for name in self._saga.undone)
+        workflow.set_current_details(
+            f"**{doing}**\n\nOrder `{order.order_id}` of {order.customer}, {money},"
+            f" decision {self._verdict.decision}\n\n{lines}{refused}{undone}"
+        )
+
+    @workflow.query
+    def progress(self) -> Placement:
+        """Tell how far the order has come."""
+        closed = self._result
+        return Placement(
+            order_id=self._order.order_id,
+            request_hash=request_hash(self._order, self._order.HASHED),
+            decision=closed.decision if closed else self._verdict.decision,
+            status=closed.status if closed else self._verdict.status,
+            waits_for=WaitsFor.REPAIR if self._desk.parked else self._waits_for,
+            reason=self._reason(),
+            redirect_url=self._redirect_url,
+            parked=tuple(self._desk.parked),
+            result=closed,
+        )
+
+    def _reason(self) -> str:
+        if self._result is not None:
+            return self._result.reason
+        return self._verdict.reason or (told(self._refusals[-1]) if self._refusals else "")
+
+    @workflow.update
+    async def placed(self, order: PlaceOrder) -> Placement:
+        """Answer once the order is decided or waits for its customer."""
+        await workflow.wait_condition(
+            lambda: (
+                (self._deciding and self._verdict.decision is not Decision.OPEN)
+                or self._result is not None
+                or self._waits_for is WaitsFor.PAYMENT
+            )
+        )
+        return self.progress()
+
+    @placed.validator
+    def _placed_is_this_order(self, order: PlaceOrder) -> None:
+        differing = tuple(
+            name for name in order.HASHED if getattr(order, name) != getattr(self._order, name)
+        )
+        if differing:
+            raise differs(order, differing)
+
+    @workflow.update
+    async def cancel(self, request: CancelOrder) -> CancelAnswer:
+        """Cancel the order if it is not decided yet, and answer with the decision."""
+        self._cancel = self._cancel or request
+        await workflow.wait_condition(lambda: self._verdict.decision is not Decision.OPEN)
+        aborting = self._verdict.decision in (Decision.ABORTING, Decision.ABORTED)
+        status = self._verdict.status if aborting else OrderStatus.PENDING
+        return CancelAnswer(cancelled=aborting, status=status, reason=self._verdict.reason)
+
+    @cancel.validator
+    def _can_still_be_cancelled(self, request: CancelOrder) -> None:
+        if self._deciding and self._verdict.status is not OrderStatus.CANCELLED:
+            raise ApplicationError(
+                f"too late to cancel: {self._standing()}", type="TooLate", non_retryable=True
+            )
+
+    @workflow.update
+    async def pay(self, request: PayOrder) -> AttemptAnswer:
+        """Name another payment for an order whose last one was refused or takes too long."""
+        answer = await self._steps.add_attempt(request.payment)
+        if isinstance(answer, AttemptAdded):
+            self._payments.setdefault(answer.number, request.payment)
+        return answer
+
+    @pay.validator
+    def _can_still_be_paid(self, request: PayOrder) -> None:
+        if self._deciding:
+            raise ApplicationError(
+                f"too late to pay: {self._standing()}", type="TooLate", non_retryable=True
+            )
+
+    @workflow.update
+    async def repair(self, request: RepairOrder) -> RepairAnswer:
+        """Run a parked step again now, or take it as done by hand."""
+        return await self._desk.instruct(request)
+
+    @repair.validator
+    def _is_parked(self, request: RepairOrder) -> None:
+        self._desk.check(request)
+
+    def _standing(self) -> str:
+        status = self._result.status if self._result else self._verdict.decision
+        return f"the order is {status.replace('OPEN', 'being decided').lower()}"
+
+    def _cancelled_in_temporal(self) -> None:
+        reason = workflow.cancellation_reason() or "cancelled in Temporal"
+        if not self._deciding:
+            self._cancel = self._cancel or CancelOrder(reason=reason)
+
+
+class Replaced(Refusal):
+    """The customer named another payment before this one had an answer."""
+
+    kind: str = "replaced"
+
+
+def differs(order: PlaceOrder, fields: tuple[str, ...]) -> ApplicationError:
+    """Return the error that tells whoever placed this order that its id is taken by another."""
+    return ApplicationError(
+        f"order {order.order_id} exists with other {', '.join(fields)}",
+        list(fields),
+        type="OrderDiffers",
+        non_retryable=True,
+    )
+
+
+def told(refusal: Refusal) -> str:
+    """Say a refusal with its facts in one line."""
+    facts = refusal.model_dump(mode="json", exclude_defaults=True)
+    kind = str(getattr(refusal, "kind", "refused")).replace("_", " ")
+    return ", ".join(
+        [kind, *(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())]
+    )

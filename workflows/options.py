@@ -1,0 +1,49 @@
+"""The named time-outs and retries of every step; they form the ladder of design rule 15.
+
+start-to-close (20 s) > pool wait (5 s) + transaction_timeout (10 s) + margin. What is retried follows
+from the error's class (activities/boundary.py): Bug and InvalidRequest come back at once.
+"""
+
+from datetime import timedelta
+from typing import TypedDict
+
+from temporalio.common import RetryPolicy
+
+
+class StepOptions(TypedDict, total=False):
+    """Options of `workflow.execute_activity`."""
+
+    start_to_close_timeout: timedelta
+    schedule_to_close_timeout: timedelta
+    retry_policy: RetryPolicy
+
+
+_PATIENT = RetryPolicy(
+    initial_interval=timedelta(milliseconds=200),
+    backoff_coefficient=2.0,
+    maximum_interval=timedelta(seconds=30),
+)
+
+# A statement or two in a service's database.
+DATABASE_STEP = StepOptions(start_to_close_timeout=timedelta(seconds=20), retry_policy=_PATIENT)
+
+# A call to the payment provider, written down before and after it.
+PROVIDER_STEP = StepOptions(start_to_close_timeout=timedelta(seconds=60), retry_policy=_PATIENT)
+
+# Asking the provider whether the customer has paid on the redirect page: no event per question.
+POLL_STEP = StepOptions(
+    start_to_close_timeout=timedelta(seconds=30),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(seconds=1),
+        backoff_coefficient=1.3,
+        maximum_interval=timedelta(seconds=30),
+    ),
+)
+
+# How long an undo, or a step after the pivot, is retried before it becomes a repair case; and how
+# often a parked step is tried again by itself, so that a dependency that returns needs nobody.
+BUDGET = timedelta(hours=1)
+PARKED_RETRY = timedelta(hours=1)
+
+DATABASE_MUST = StepOptions(**DATABASE_STEP, schedule_to_close_timeout=BUDGET)
+PROVIDER_MUST = StepOptions(**PROVIDER_STEP, schedule_to_close_timeout=BUDGET)
