@@ -1,6 +1,5 @@
 """The embedded PostgreSQL keeps what it was given, and comes up whatever happened before."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import asyncpg
 import psutil
 import pytest
 
+from everycent.stack import launch
 from everycent.stack.postgres import PostgresServer
 
 
@@ -68,11 +68,16 @@ def test_committed_rows_and_the_port_survive_kill_9(server: PostgresServer) -> N
 def test_a_pid_file_that_names_a_living_stranger_does_not_stop_it(server: PostgresServer) -> None:
     """After a reboot the old number may be anybody's. Red when: the stale pid file is left."""
     server.stop()
-    # As a server of our own user would see it; `nobody` may not even signal our process.
-    (server.data / "postmaster.pid").write_text(f"{os.getpid()}\n{server.data}\n")
-    server.start()
-    assert server.answers()
-    assert (server.data / "postmaster.pid").read_text().split()[0] != str(os.getpid())
+    # One of its own user's: of others' it is told that it may not signal them.
+    stranger = launch.start(["sleep", "600"], output=server.log, user=server.user)
+    try:
+        (server.data / "postmaster.pid").write_text(f"{stranger.pid}\n{server.data}\n")
+        server.start()
+        assert server.answers()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 def test_a_second_server_object_finds_port_and_password(server: PostgresServer) -> None:

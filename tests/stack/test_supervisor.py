@@ -133,8 +133,11 @@ def test_starting_is_given_up_with_the_last_words_of_who_failed(
             shell("broken", "echo no such luck; exit 9"),
         ]
     )
+    patience = threading.Timer(PATIENCE_SECONDS, keeper.supervisor.request_stop)
+    patience.start()
     with pytest.raises(StartFailedError, match=r"broken .*exit code 9.*no such luck"):
         keeper.supervisor.run()
+    patience.cancel()
     assert keeper.statuses[-1]["phase"] == "failed"
     assert all(row["pid"] is None for row in keeper.statuses[-1]["processes"])
 
