@@ -1,7 +1,7 @@
-"""What a process is told from outside: `EVERYCENT_*` variables first, then the files of a data folder.
+"""What a process is told: `EVERYCENT_*` variables first, then the files of a data folder.
 
 A running embedded stack writes `<data-dir>/settings/common.toml` and one file per part beside it
-(`inventory.toml`, `reader.toml`, `owner.toml` …), so that a worker reads only the DSN of its service.
+(`inventory.toml`, `reader.toml`, `owner.toml` …): a worker reads only the DSN of its service.
 """
 
 import os
@@ -41,7 +41,7 @@ class ProviderSettings(BaseModel):
 
 
 class PoolSettings(BaseModel):
-    """Sizes and time-outs of a database pool, in seconds; they form the ladder of design rule 15."""
+    """Sizes and time-outs of a database pool, in seconds: the ladder of design rule 15."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,7 +54,7 @@ class PoolSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """All settings of one process. `database` holds worker DSNs, `read` and `owner` the other roles'."""
+    """The settings of one process. `database` holds worker DSNs, `read` and `owner` the others."""
 
     model_config = SettingsConfigDict(
         env_prefix="EVERYCENT_", env_nested_delimiter="__", extra="ignore"

@@ -1,4 +1,4 @@
-"""What one can do with an order: place, cancel, pay, repair. Whatever is typed twice happens once."""
+"""What one can do with an order: place, cancel, pay, repair; typed twice, it happens once."""
 
 from collections.abc import Awaitable
 from typing import TypeVar
@@ -68,15 +68,17 @@ class Checkouts:
         Sameness is decided by the order's row: the workflow may be long gone from Temporal. Raises
         OrderDiffersError if the id belongs to an order with another body.
         """
-        try:
-            placement = await self._start(order, WorkflowIDReusePolicy.REJECT_DUPLICATE)
-        except WorkflowAlreadyStartedError:  # It is closed; the row knows the end.
-            placement = await self._stored(order) or await self._start(
-                order, WorkflowIDReusePolicy.ALLOW_DUPLICATE
-            )
-        if placement.request_hash != request_hash(order, order.HASHED):
-            raise await self._differs(order)
-        return placement
+        view = await self._reader.order(order.tenant, order.order_id)
+        if view is None:
+            try:
+                return await self._start(order)
+            except WorkflowAlreadyStartedError:  # Somebody else's, and ended since we looked.
+                view = await self._known(order.tenant, order.order_id)
+        if view.request_hash != request_hash(order, order.HASHED):
+            raise _differs(view, order)
+        if view.result is not None:
+            return _stored(view)
+        return await self._take_up(order)
 
     async def wait(self, tenant: str, order_id: str) -> OrderResult:
         """Wait until the order is final and return how it ended."""
@@ -93,7 +95,7 @@ class Checkouts:
                 raise TooLateError(f"too late to cancel: the order is {view.status.lower()}")
             return CancelAnswer(cancelled=True, status=view.status, reason=view.reason)
         handle = self._handle(tenant, order_id)
-        return await _told(handle.execute_update(Checkout.cancel, request), view)
+        return await _told(handle.execute_update(Checkout.cancel, request), order_id)
 
     async def pay(self, tenant: str, order_id: str, request: PayOrder) -> AttemptAnswer:
         """Name another payment for an open order."""
@@ -101,55 +103,51 @@ class Checkouts:
         if view.result is not None:
             raise TooLateError(f"too late to pay: the order is {view.status.lower()}")
         handle = self._handle(tenant, order_id)
-        return await _told(handle.execute_update(Checkout.pay, request), view)
+        return await _told(handle.execute_update(Checkout.pay, request), order_id)
 
     async def repair(self, tenant: str, order_id: str, request: RepairOrder) -> RepairAnswer:
         """Say what to do about a parked step, and answer what came of it."""
-        view = await self._known(tenant, order_id)
+        await self._known(tenant, order_id)
         handle = self._handle(tenant, order_id)
-        return await _told(handle.execute_update(Checkout.repair, request), view)
+        return await _told(handle.execute_update(Checkout.repair, request), order_id)
 
     async def progress(self, tenant: str, order_id: str) -> Placement:
         """Ask the order's run how far it is."""
         return await self._handle(tenant, order_id).query(Checkout.progress)
 
-    async def _start(self, order: PlaceOrder, reuse: WorkflowIDReusePolicy) -> Placement:
-        money = f"{order.total_minor / 100:,.2f} {order.currency}"
+    async def _start(self, order: PlaceOrder) -> Placement:
         start = WithStartWorkflowOperation(
             Checkout.run,
             order,
             id=order.workflow_id(),
             task_queue=self._queue,
-            id_reuse_policy=reuse,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             search_attributes=_attributes(order),
-            static_summary=f"order {order.order_id}: {len(order.lines)} lines, {money}",
+            static_summary=_summary(order),
         )
-        try:
-            return await self._client.execute_update_with_start_workflow(
-                Checkout.placed, order, id="placed", start_workflow_operation=start
-            )
-        except WorkflowUpdateFailedError as error:
-            raise _refusal_of(error, order.order_id) from error
-
-    async def _stored(self, order: PlaceOrder) -> Placement | None:
-        """Return what the order's row says; None if it is not final and wants a driver again."""
-        view = await self._reader.order(order.tenant, order.order_id)
-        if view is None or view.result is None:
-            return None
-        return Placement(
-            order_id=view.order_id,
-            request_hash=view.request_hash,
-            decision=view.decision,
-            status=view.status,
-            reason=view.reason,
-            result=view.result,
+        placed = self._client.execute_update_with_start_workflow(
+            Checkout.placed, order, id="placed", start_workflow_operation=start
         )
+        placement = await _told(placed, order.order_id)
+        # A repeat of the update has its first answer, and its validator is not asked again.
+        if placement.request_hash != request_hash(order, order.HASHED):
+            raise _differs(await self._known(order.tenant, order.order_id), order)
+        return placement
 
-    async def _differs(self, order: PlaceOrder) -> OrderDiffersError:
-        view = await self._known(order.tenant, order.order_id)
-        stored = view.request.model_dump(mode="json")
-        return OrderDiffersError(order.order_id, differing_fields(stored, order))
+    async def _take_up(self, order: PlaceOrder) -> Placement:
+        """Ask the unfinished order's run, or start a new one if it was terminated or deleted."""
+        handle = await self._client.start_workflow(
+            Checkout.run,
+            order,
+            id=order.workflow_id(),
+            task_queue=self._queue,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            search_attributes=_attributes(order),
+            static_summary=_summary(order),
+        )
+        return await _told(handle.execute_update(Checkout.placed, order), order.order_id)
 
     async def _known(self, tenant: str, order_id: str) -> OrderView:
         view = await self._reader.order(tenant, order_id)
@@ -159,6 +157,27 @@ class Checkouts:
 
     def _handle(self, tenant: str, order_id: str) -> Handle:
         return self._client.get_workflow_handle_for(Checkout.run, f"checkout/{tenant}/{order_id}")
+
+
+def _stored(view: OrderView) -> Placement:
+    return Placement(
+        order_id=view.order_id,
+        request_hash=view.request_hash,
+        decision=view.decision,
+        status=view.status,
+        reason=view.reason,
+        result=view.result,
+    )
+
+
+def _differs(view: OrderView, order: PlaceOrder) -> OrderDiffersError:
+    stored = view.request.model_dump(mode="json")
+    return OrderDiffersError(order.order_id, differing_fields(stored, order))
+
+
+def _summary(order: PlaceOrder) -> str:
+    money = f"{order.total_minor} {order.currency} minor units"
+    return f"order {order.order_id}: {len(order.lines)} lines, {money}"
 
 
 def _attributes(order: PlaceOrder) -> TypedSearchAttributes:
@@ -175,17 +194,17 @@ def _attributes(order: PlaceOrder) -> TypedSearchAttributes:
     )
 
 
-async def _told(answer: Awaitable[T], view: OrderView) -> T:
-    """Await an update's answer; a validator's no, or a run that is gone, becomes a plain sentence."""
+async def _told(answer: Awaitable[T], order_id: str) -> T:
+    """Await an update's answer; a validator's no, or a run that is gone, becomes a sentence."""
     try:
         return await answer
     except WorkflowUpdateFailedError as error:
-        raise _refusal_of(error, view.order_id) from error
+        raise _refusal_of(error, order_id) from error
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
         raise TooLateError(
-            f"order {view.order_id} has no running workflow; placing it again takes it up"
+            f"order {order_id} has no running workflow; placing it again takes it up"
         ) from error
 
 

@@ -60,5 +60,5 @@ async def connect(settings: Settings) -> Client:
         return await Client.connect(**config, data_converter=DATA_CONVERTER)
     except (RPCError, RuntimeError) as error:
         raise Unreachable(
-            f"Temporal does not answer at {config['target_host']}: {error}; is `everycent up` running?"
+            f"Temporal does not answer at {config['target_host']}: {error}; try `everycent up`"
         ) from error

@@ -77,8 +77,8 @@ def workflow_worker(
 ) -> Worker:
     """Build the worker that runs every flow of the catalog.
 
-    Production passes all modules through the sandbox, which is three times cheaper; tests and replays
-    run in the full one and so see what breaks determinism.
+    Production passes all modules through the sandbox, which is three times cheaper; tests and
+    replays run in the full one and so see what breaks determinism.
     """
     return Worker(
         client,

@@ -1,7 +1,7 @@
 """The names of the task queues: one per service, a second lane for what frees or finishes.
 
-A saturated Try must never hold up a release, so Confirm, Cancel and refund have workers and pools of
-their own.
+A saturated Try must never hold up a release, so Confirm, Cancel and refund have workers and pools
+of their own.
 """
 
 from typing import Final

@@ -114,7 +114,7 @@ class CheckoutSteps:
 
     @property
     def window_left(self) -> timedelta:
-        """How long the customer still has to pay; a second at least, so that a step can be asked."""
+        """How long the customer can still pay; a second at least, so that a step can be asked."""
         return max(self.window_ends_at - workflow.now(), timedelta(seconds=1))
 
     def attempt_key(self, request_id: str) -> str:

@@ -1,7 +1,7 @@
 """The named time-outs and retries of every step; they form the ladder of design rule 15.
 
-start-to-close (20 s) > pool wait (5 s) + transaction_timeout (10 s) + margin. What is retried follows
-from the error's class (activities/boundary.py): Bug and InvalidRequest come back at once.
+start-to-close (20 s) > pool wait (5 s) + transaction_timeout (10 s) + margin. What is retried
+follows from the error's class (activities/boundary.py): Bug and InvalidRequest come back at once.
 """
 
 from datetime import timedelta

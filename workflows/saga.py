@@ -88,7 +88,7 @@ class Saga:
 
 
 async def attempt(name: str, key: str, run: Callable[[], Awaitable[T]]) -> T | ParkedStep:
-    """Run a step that must not be given up; one that fails comes back as parked, it never raises."""
+    """Run a step that must not be given up; one that fails comes back as parked, never raises."""
     try:
         return await run()
     except FailureError as error:
