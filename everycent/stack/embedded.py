@@ -79,7 +79,7 @@ class EmbeddedStack:
                 self._programs(),
                 tell=self._tell,
                 publish=self.folder.write_status,
-                ready_line=f"all ready, Web UI http://{LOOPBACK}:{self.ports.ui}",
+                ready_line=self._ready_line(),
             )
         except BaseException:
             self.folder.close()
@@ -142,6 +142,10 @@ class EmbeddedStack:
             self.supervisor.run()
         except StackError as error:
             self._failure = error
+
+    def _ready_line(self) -> str:
+        ui = f", Web UI http://{LOOPBACK}:{self.ports.ui}" if "temporal" in self._parts else ""
+        return f"all ready{ui}, data in {self.folder.path}"
 
     def _programs(self) -> list[Program]:
         makers: dict[Part, Callable[[], list[Program]]] = {

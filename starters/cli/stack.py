@@ -44,12 +44,25 @@ class Part(StrEnum):
     WORKERS = "workers"
 
 
+class WorkerName(StrEnum):
+    """Which worker processes there are: one for the workflows and one per service."""
+
+    WORKFLOWS = "workflows"
+    ORDER = "order"
+    INVENTORY = "inventory"
+    PAYMENT = "payment"
+    ACCOUNT = "account"
+    POINTS = "points"
+    LEDGER = "ledger"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(up)
     app.command()(down)
     app.command()(status)
     app.command()(migrate)
+    app.command()(worker)
     app.command(hidden=True)(simulator)
 
 
@@ -136,6 +149,20 @@ def migrate(data_dir: DataDir = Path(".everycent")) -> None:
 
         for line in asyncio.run(run(load(data_dir, "owner"))):
             typer.echo(line)
+
+
+def worker(
+    service: Annotated[WorkerName, typer.Argument(help="Whose steps it runs.")],
+    data_dir: DataDir = Path(".everycent"),
+) -> None:
+    """Run one worker process until it is told to stop; `up` runs one of each."""
+    with _one_line_errors():
+        import asyncio
+
+        from everycent.settings import load
+        from workers.run import run_worker
+
+        asyncio.run(run_worker(service.value, load(data_dir, service.value)))
 
 
 def simulator(
