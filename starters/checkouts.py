@@ -6,6 +6,7 @@ from typing import TypeVar
 from temporalio.client import (
     Client,
     WithStartWorkflowOperation,
+    WorkflowFailureError,
     WorkflowHandle,
     WorkflowUpdateFailedError,
 )
@@ -34,24 +35,13 @@ from everycent.domain.order import (
     differing_fields,
 )
 from everycent.errors import InvalidRequest
+from starters.refusals import NotRunningError, OrderDiffersError, TooLateError
 from workers.queues import WORKFLOWS
 from workflows import attributes
 from workflows.checkout import Checkout
 
 T = TypeVar("T")
 Handle = WorkflowHandle[Checkout, OrderResult]
-
-
-class OrderDiffersError(InvalidRequest):
-    """The id belongs to another order; `fields` are those that differ."""
-
-    def __init__(self, order_id: str, fields: tuple[str, ...]) -> None:
-        super().__init__(f"order {order_id} exists with other {', '.join(fields)}")
-        self.fields = fields
-
-
-class TooLateError(InvalidRequest):
-    """The order has been decided; the message says how."""
 
 
 class Checkouts:
@@ -68,24 +58,33 @@ class Checkouts:
         Sameness is decided by the order's row: the workflow may be long gone from Temporal. Raises
         OrderDiffersError if the id belongs to an order with another body.
         """
-        view = await self._reader.order(order.tenant, order.order_id)
-        if view is None:
+        known = await self._find(order)
+        if known is None:
             try:
                 return await self._start(order)
-            except WorkflowAlreadyStartedError:  # Somebody else's, and ended since we looked.
-                view = await self._known(order.tenant, order.order_id)
-        if view.request_hash != request_hash(order, order.HASHED):
-            raise _differs(view, order)
-        if view.result is not None:
-            return _stored(view)
-        return await self._take_up(order)
+            except (WorkflowAlreadyStartedError, NotRunningError):
+                known = await self._find(order)  # Its run ended while we asked, or before its row.
+        if known is not None and known.result is not None:
+            return _placement(known)
+        try:
+            return await self._take_up(order)
+        except NotRunningError:
+            known = await self._find(order)
+            if known is None or known.result is None:
+                raise
+            return _placement(known)
 
     async def wait(self, tenant: str, order_id: str) -> OrderResult:
         """Wait until the order is final and return how it ended."""
-        view = await self._reader.order(tenant, order_id)
-        if view is not None and view.result is not None:
-            return view.result
-        return await self._handle(tenant, order_id).result()
+        try:
+            return await self._handle(tenant, order_id).result()
+        except (WorkflowFailureError, RPCError) as error:
+            view = await self._known(tenant, order_id)
+            if view.result is not None:  # Deleted from Temporal after it had ended.
+                return view.result
+            if isinstance(error, RPCError) and error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            raise NotRunningError(_gone(order_id)) from error
 
     async def cancel(self, tenant: str, order_id: str, request: CancelOrder) -> CancelAnswer:
         """Cancel an order. Raises TooLateError, with the reason, when it is decided already."""
@@ -149,6 +148,13 @@ class Checkouts:
         )
         return await _told(handle.execute_update(Checkout.placed, order), order.order_id)
 
+    async def _find(self, order: PlaceOrder) -> OrderView | None:
+        """Return the order's row, None if there is none; another body under its id is refused."""
+        view = await self._reader.order(order.tenant, order.order_id)
+        if view is not None and view.request_hash != request_hash(order, order.HASHED):
+            raise _differs(view, order)
+        return view
+
     async def _known(self, tenant: str, order_id: str) -> OrderView:
         view = await self._reader.order(tenant, order_id)
         if view is None:
@@ -159,7 +165,7 @@ class Checkouts:
         return self._client.get_workflow_handle_for(Checkout.run, f"checkout/{tenant}/{order_id}")
 
 
-def _stored(view: OrderView) -> Placement:
+def _placement(view: OrderView) -> Placement:
     return Placement(
         order_id=view.order_id,
         request_hash=view.request_hash,
@@ -203,9 +209,11 @@ async def _told(answer: Awaitable[T], order_id: str) -> T:
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
-        raise TooLateError(
-            f"order {order_id} has no running workflow; placing it again takes it up"
-        ) from error
+        raise NotRunningError(_gone(order_id)) from error
+
+
+def _gone(order_id: str) -> str:
+    return f"no run of order {order_id} lives in Temporal; placing it again takes it up"
 
 
 def _refusal_of(error: WorkflowUpdateFailedError, order_id: str) -> InvalidRequest:

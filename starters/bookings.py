@@ -1,0 +1,125 @@
+"""Single steps outside of an order: goods, money and points that come in; once per request id.
+
+Each runs as a Temporal activity of its own in its service's worker: a starter writes to no database.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio.client import ActivityFailureError, Client
+from temporalio.common import ActivityIDConflictPolicy
+from temporalio.exceptions import ApplicationError
+
+from activities.account import AccountActivities
+from activities.inventory import InventoryActivities
+from activities.order import OrderActivities
+from activities.points import PointsActivities
+from everycent import clock
+from everycent.domain.account import BalanceCredited, Deposit
+from everycent.domain.inventory import ReceiveStock, SetStock, StockBooked
+from everycent.domain.message import step_key
+from everycent.domain.order import CaseSettled, SettleCase
+from everycent.domain.points import GrantPoints, PointsGranted
+from everycent.errors import Unknown, by_name
+from workers.queues import finishes, tries
+from workflows.options import DATABASE_STEP
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=2)  # Without a worker nobody would ever answer.
+
+
+class Bookings:
+    """Bookings of a shop. The key's second part is `~` and what is booked: no order of a shop."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def set_stock(self, tenant: str, sku: str, units: int, *, request: str) -> StockBooked:
+        """Bring the free units of a SKU to a level."""
+        step = self._step(tenant, f"~stock/{sku}", "set", request)
+        return await self._run(
+            InventoryActivities.set_stock,
+            SetStock(sku=sku, free_units=units, **step),
+            tries("inventory"),
+        )
+
+    async def receive_stock(
+        self, tenant: str, sku: str, units: int, *, request: str
+    ) -> StockBooked:
+        """Book units in that arrived."""
+        step = self._step(tenant, f"~stock/{sku}", "receive", request)
+        return await self._run(
+            InventoryActivities.receive_stock,
+            ReceiveStock(sku=sku, units=units, **step),
+            tries("inventory"),
+        )
+
+    async def deposit(
+        self, tenant: str, account: str, amount_minor: int, currency: str, *, request: str
+    ) -> BalanceCredited:
+        """Put money into an account; a new one is opened."""
+        step = self._step(tenant, f"~account/{account}", "deposit", request)
+        return await self._run(
+            AccountActivities.deposit,
+            Deposit(account=account, amount_minor=amount_minor, currency=currency, **step),
+            tries("account"),
+        )
+
+    async def grant_points(
+        self, tenant: str, customer: str, points: int, *, request: str
+    ) -> PointsGranted:
+        """Give a customer points."""
+        step = self._step(tenant, f"~customer/{customer}", "grant", request)
+        return await self._run(
+            PointsActivities.grant_points,
+            GrantPoints(customer=customer, points=points, **step),
+            tries("points"),
+        )
+
+    async def settle_case(
+        self, tenant: str, order_id: str, case_key: str, *, by: str, reason: str
+    ) -> CaseSettled:
+        """Take a parked step as done by hand, when no run of its order lives that could be told."""
+        request = SettleCase(
+            tenant=tenant,
+            order_id=order_id,
+            at=clock.now(),
+            case_key=case_key,
+            by=by,
+            reason=reason,
+            by_hand=True,
+        )
+        return await self._run(
+            OrderActivities.settle_case, request, finishes("order"), id=f"settle/{case_key}"
+        )
+
+    def _step(self, tenant: str, thing: str, step: str, request: str) -> dict[str, Any]:
+        now = clock.now()
+        return {"key": step_key(tenant, thing, step, request), "at": now, "opened_on": now.date()}
+
+    async def _run(
+        self,
+        method: Callable[[Any, Any], Awaitable[T]],
+        request: Any,
+        queue: str,
+        *,
+        id: str | None = None,
+    ) -> T:
+        """Run one activity by itself; whoever books the same at the same time gets its answer."""
+        try:
+            return await self._client.execute_activity_method(
+                method,
+                request,
+                id=id or request.key,
+                task_queue=queue,
+                id_conflict_policy=ActivityIDConflictPolicy.USE_EXISTING,
+                schedule_to_close_timeout=PATIENCE,
+                start_to_close_timeout=DATABASE_STEP["start_to_close_timeout"],
+                retry_policy=DATABASE_STEP["retry_policy"],
+            )
+        except ActivityFailureError as error:
+            cause = error.cause
+            ours = by_name(cause.type or "") if isinstance(cause, ApplicationError) else None
+            text = str(getattr(cause, "message", "") or cause or error)
+            raise (ours or Unknown)(f"{queue} did not book it: {text}") from error

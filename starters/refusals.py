@@ -1,0 +1,19 @@
+"""What a starter may be told instead of an answer; light enough for the command line's first second."""
+
+from everycent.errors import InvalidRequest
+
+
+class OrderDiffersError(InvalidRequest):
+    """The id belongs to another order; `fields` are those that differ."""
+
+    def __init__(self, order_id: str, fields: tuple[str, ...]) -> None:
+        super().__init__(f"order {order_id} exists with other {', '.join(fields)}")
+        self.fields = fields
+
+
+class TooLateError(InvalidRequest):
+    """The business says no: the order has been decided, and the message says how."""
+
+
+class NotRunningError(InvalidRequest):
+    """No run of the order lives; placing it again takes it up where it was left."""
