@@ -91,7 +91,10 @@ class Bookings:
             by_hand=True,
         )
         return await self._run(
-            OrderActivities.settle_case, request, finishes("order"), id=f"settle/{case_key}"
+            OrderActivities.settle_case,
+            request,
+            finishes("order"),
+            activity_id=f"settle/{case_key}",
         )
 
     def _step(self, tenant: str, thing: str, step: str, request: str) -> dict[str, Any]:
@@ -104,14 +107,14 @@ class Bookings:
         request: Any,
         queue: str,
         *,
-        id: str | None = None,
+        activity_id: str | None = None,
     ) -> T:
         """Run one activity by itself; whoever books the same at the same time gets its answer."""
         try:
             return await self._client.execute_activity_method(
                 method,
                 request,
-                id=id or request.key,
+                id=activity_id or request.key,
                 task_queue=queue,
                 id_conflict_policy=ActivityIDConflictPolicy.USE_EXISTING,
                 schedule_to_close_timeout=PATIENCE,

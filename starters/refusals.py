@@ -1,4 +1,4 @@
-"""What a starter may be told instead of an answer; light enough for the command line's first second."""
+"""What a starter may be told instead of an answer; imports nothing heavy."""
 
 from everycent.errors import InvalidRequest
 
