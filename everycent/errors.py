@@ -34,6 +34,10 @@ class Unreachable(Transient):
     """A dependency could not be reached at all; the request was not sent."""
 
 
+class NotPaidYet(Transient):
+    """The customer has not paid on the redirect page yet, and still may."""
+
+
 class NothingTried(Bug):
     """A Confirm came for a key that no Try has claimed; nothing was written."""
 
