@@ -2,10 +2,11 @@
 
 import asyncio
 import itertools
+import random
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 
@@ -119,44 +120,50 @@ async def states(database: Database, tenant: str) -> list[str]:
 
 
 @asynccontextmanager
-async def broken(owner: Database, table: str, tenant: str) -> AsyncIterator[None]:
-    """Let every UPDATE of this tenant's rows in a table fail, as a fault in the middle would."""
-    column = "tenant" if table == "account" else "split_part(NEW.key, '/', 1)"
-    row = column if table != "account" else "NEW.tenant"
+async def hooked(
+    owner: Database, table: str, tenant: str, event: str, what: str
+) -> AsyncIterator[None]:
+    """Let every INSERT or UPDATE of this tenant's rows in a table do something first."""
+    tenant_of = "NEW.tenant" if table == "account" else "split_part(NEW.key, '/', 1)"
     async with owner.transaction() as tx:
         await tx.execute(
             text(
-                "CREATE FUNCTION fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-                f" IF {row} = '{tenant}' THEN RAISE EXCEPTION 'fault'; END IF;"
-                " RETURN NEW; END $$"
+                "CREATE FUNCTION hook() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                f" IF {tenant_of} = '{tenant}' THEN {what}; END IF; RETURN NEW; END $$"
             )
         )
         await tx.execute(
             text(
-                f"CREATE TRIGGER fault BEFORE UPDATE ON {table}"
-                " FOR EACH ROW EXECUTE FUNCTION fault()"
+                f"CREATE TRIGGER hook BEFORE {event} ON {table}"
+                " FOR EACH ROW EXECUTE FUNCTION hook()"
             )
         )
     try:
         yield
     finally:
         async with owner.transaction() as tx:
-            await tx.execute(text("DROP FUNCTION fault CASCADE"))
+            await tx.execute(text("DROP FUNCTION hook CASCADE"))
 
 
-async def wait_until_blocked(owner: Database, pid: int) -> None:
-    """Wait until another session waits for a lock that this one holds."""
+def broken(owner: Database, table: str, tenant: str) -> AbstractAsyncContextManager[None]:
+    """Let every UPDATE of this tenant's rows in a table fail, as a fault in the middle would."""
+    return hooked(owner, table, tenant, "UPDATE", "RAISE EXCEPTION 'fault'")
+
+
+async def wait_until_blocked(owner: Database, pid: int, sessions: int = 1) -> None:
+    """Wait until other sessions wait for a lock of this one, or for one that waits for it."""
     deadline = asyncio.get_running_loop().time() + 2.5
     while asyncio.get_running_loop().time() < deadline:
         async with owner.snapshot() as tx:
-            waiters = await tx.scalar(
+            waiting = await tx.scalar(
                 text(
-                    "SELECT count(*) FROM pg_stat_activity"
-                    " WHERE CAST(:pid AS int) = ANY(pg_blocking_pids(pid))"
+                    "WITH RECURSIVE waiting (pid) AS (SELECT CAST(:pid AS int)"
+                    " UNION SELECT a.pid FROM pg_stat_activity a JOIN waiting w"
+                    " ON w.pid = ANY(pg_blocking_pids(a.pid))) SELECT count(*) - 1 FROM waiting"
                 ),
                 {"pid": pid},
             )
-        if waiters:
+        if waiting is not None and waiting >= sessions:
             return
         await asyncio.sleep(0.01)
     pytest.fail("nobody waited")
@@ -173,18 +180,26 @@ async def pid_of(tx: AsyncConnection) -> int:
 
 @pytest.mark.requirement("AC12.1")
 async def test_a_hundred_concurrent_cancels_return_the_balance_once(
-    database: Database, tenant: str
+    database: Database, owner: Database, tenant: str
 ) -> None:
     """All calls report the same success and one row stands.
 
+    The account is kept locked until as many as there are connections are in the middle of it.
     Red when: judge_cancel lets a CANCELLED row proceed, or the cancel does not lock its row.
     """
     await fund(database, tenant)
     await run(database, account.freeze_balance, freeze(tenant))
 
-    answers = await asyncio.gather(
-        *(run(database, account.unfreeze_balance, unfreeze(tenant)) for _ in range(100))
-    )
+    async with owner.transaction() as tx:
+        await tx.execute(
+            text("SELECT FROM account WHERE tenant = :tenant FOR UPDATE"), {"tenant": tenant}
+        )
+        cancels = [
+            asyncio.create_task(run(database, account.unfreeze_balance, unfreeze(tenant)))
+            for _ in range(100)
+        ]
+        await wait_until_blocked(owner, await pid_of(tx), database.pool.size)
+    answers = await asyncio.gather(*cancels)
 
     assert set(map(repr, answers)) == {
         repr(BalanceUnfrozen(amount_minor=400, available_minor=1000))
@@ -313,23 +328,21 @@ async def test_of_confirm_and_cancel_started_together_exactly_one_wins_each_time
         )
     gate = asyncio.Semaphore(8)
 
-    async def race(n: int) -> str:
+    async def race(n: int) -> frozenset[type]:
         confirm = run(database, account.debit_balance, debit(tenant, f"o-{n}"))
         cancel = run(database, account.unfreeze_balance, unfreeze(tenant, f"o-{n}"))
         async with gate:
             # The order of the two alternates: else the first task would always be first.
-            first, second = await asyncio.gather(
-                *((confirm, cancel) if n % 2 else (cancel, confirm))
-            )
-        answers = {type(first), type(second)}
-        won_by = {
-            frozenset({BalanceDebited, AlreadyConfirmed}): "confirm",
-            frozenset({BalanceUnfrozen, NotConfirmable}): "cancel",
-        }
-        return won_by[frozenset(answers)]
+            both = await asyncio.gather(*((confirm, cancel) if n % 2 else (cancel, confirm)))
+        return frozenset(map(type, both))
 
-    won = Counter(await asyncio.gather(*(race(n) for n in range(rounds))))
+    ended = Counter(await asyncio.gather(*(race(n) for n in range(rounds))))
+    won = {
+        "confirm": ended.pop(frozenset({BalanceDebited, AlreadyConfirmed}), 0),
+        "cancel": ended.pop(frozenset({BalanceUnfrozen, NotConfirmable}), 0),
+    }
 
+    assert ended == {}
     assert won["confirm"] > 0
     assert won["cancel"] > 0
     assert await money(database, tenant) == (won["cancel"], won["cancel"], 0)
@@ -673,6 +686,31 @@ async def test_a_batch_answers_each_of_its_items_and_a_repeated_key_once(
     ]
     assert [type(answer) for answer in answers[4:]] == [KeyReused, AlreadyCancelled]
     assert await money(database, tenant) == (1000, 100, 900)
+
+
+async def test_four_writers_of_the_same_new_keys_in_any_order_never_deadlock(
+    database: Database, owner: Database, tenant: str
+) -> None:
+    """Two batches of Tries and two of Cancels, under way together: each row takes its time.
+
+    Whichever writer is first with the first key, the others wait there and nowhere else.
+    """
+    await fund(database, tenant)
+
+    async def claim(seed: int) -> None:
+        orders = [f"o-{n}" for n in range(40)]
+        random.Random(seed).shuffle(orders)
+        async with database.transaction() as tx:
+            if seed % 2:
+                await account.freeze_balance(tx, [freeze(tenant, 1, order) for order in orders])
+            else:
+                await account.unfreeze_balance(tx, [unfreeze(tenant, order) for order in orders])
+
+    async with hooked(owner, "balance_hold", tenant, "INSERT", "PERFORM pg_sleep(0.005)"):
+        await asyncio.gather(*(claim(seed) for seed in range(4)))
+
+    assert await states(database, tenant) == ["CANCELLED"] * 40
+    assert await money(database, tenant) == (1000, 1000, 0)
 
 
 async def test_an_empty_batch_does_nothing(database: Database) -> None:
