@@ -1,6 +1,6 @@
 """Single steps outside of an order: goods, money and points that come in; once per request id.
 
-Each runs as a Temporal activity of its own in its service's worker: a starter writes to no database.
+Each runs as a Temporal activity of its own in its service's worker: starters write to no database.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,7 +21,7 @@ from everycent.domain.inventory import ReceiveStock, SetStock, StockBooked
 from everycent.domain.message import step_key
 from everycent.domain.order import CaseSettled, SettleCase
 from everycent.domain.points import GrantPoints, PointsGranted
-from everycent.errors import Unknown, by_name
+from everycent.errors import InvalidRequest, KeyReused, Unknown, by_name
 from workers.queues import finishes, tries
 from workflows.options import DATABASE_STEP
 
@@ -125,4 +125,6 @@ class Bookings:
             cause = error.cause
             ours = by_name(cause.type or "") if isinstance(cause, ApplicationError) else None
             text = str(getattr(cause, "message", "") or cause or error)
+            if ours is KeyReused:  # A person gave the id.
+                ours = InvalidRequest
             raise (ours or Unknown)(f"{queue} did not book it: {text}") from error

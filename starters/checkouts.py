@@ -1,6 +1,9 @@
 """What one can do with an order: place, cancel, pay, repair; typed twice, it happens once."""
 
-from collections.abc import Awaitable
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from temporalio.client import (
@@ -22,9 +25,11 @@ from temporalio.service import RPCError, RPCStatusCode
 from everycent.database.reads import OrderView, Reader
 from everycent.domain.message import request_hash
 from everycent.domain.order import (
+    AttemptAdded,
     AttemptAnswer,
     CancelAnswer,
     CancelOrder,
+    Decision,
     OrderResult,
     OrderStatus,
     PayOrder,
@@ -32,6 +37,7 @@ from everycent.domain.order import (
     PlaceOrder,
     RepairAnswer,
     RepairOrder,
+    WaitsFor,
     differing_fields,
 )
 from everycent.errors import InvalidRequest
@@ -42,6 +48,18 @@ from workflows.checkout import Checkout
 
 T = TypeVar("T")
 Handle = WorkflowHandle[Checkout, OrderResult]
+LOOK_SECONDS = 1.0
+SILENCE_SECONDS = 10.0
+
+
+async def _no_question() -> bool:
+    return True
+
+
+def attempt_id(payment: Mapping[str, str]) -> str:
+    """Return an attempt's id for who names none: the same way to pay is the same attempt."""
+    canonical = json.dumps(dict(payment), sort_keys=True)
+    return f"pay-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
 
 
 class Checkouts:
@@ -74,6 +92,50 @@ class Checkouts:
                 raise
             return _placement(known)
 
+    async def sell(
+        self,
+        order: PlaceOrder,
+        *,
+        wait: bool = True,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> Placement:
+        """Place an order and, unless it waits for its customer, wait until it is final.
+
+        Without a worker nobody answers: `say` is told so after a while, and the waiting goes on.
+        """
+        placing = asyncio.ensure_future(self.place(order))
+        done, _ = await asyncio.wait([placing], timeout=SILENCE_SECONDS)
+        if not done:
+            say("no answer yet; `everycent check` tells whether a worker is missing")
+        placement = await placing
+        if not wait or placement.result is not None or _wants_customer(placement):
+            return placement
+        return await self.follow(order.tenant, order.order_id)
+
+    async def follow(
+        self,
+        tenant: str,
+        order_id: str,
+        is_answered: Callable[[], Awaitable[bool]] = _no_question,
+    ) -> Placement:
+        """Return the order once it is final, or as soon as it waits for a customer or an operator.
+
+        `is_answered` tells whether a payment that was just named has had its answer; before that
+        the order may still show that it waits for one.
+        """
+        waiting = asyncio.ensure_future(self.wait(tenant, order_id))
+        try:
+            while not (await asyncio.wait([waiting], timeout=LOOK_SECONDS))[0]:
+                placement = await self.progress(tenant, order_id)
+                if placement.waits_for is WaitsFor.REPAIR:
+                    return placement
+                if _wants_customer(placement) and await is_answered():
+                    return placement
+            await waiting
+        finally:
+            waiting.cancel()
+        return _placement(await self._known(tenant, order_id))
+
     async def wait(self, tenant: str, order_id: str) -> OrderResult:
         """Wait until the order is final and return how it ended."""
         try:
@@ -97,8 +159,11 @@ class Checkouts:
         return await _told(handle.execute_update(Checkout.cancel, request), order_id)
 
     async def pay(self, tenant: str, order_id: str, request: PayOrder) -> AttemptAnswer:
-        """Name another payment for an open order."""
+        """Name another payment for an open order; one that was named before is no new attempt."""
         view = await self._known(tenant, order_id)
+        for attempt in await self._reader.attempts(tenant, order_id):
+            if attempt.payment == request.payment:
+                return AttemptAdded(number=attempt.number)
         if view.result is not None:
             raise TooLateError(f"too late to pay: the order is {view.status.lower()}")
         handle = self._handle(tenant, order_id)
@@ -109,6 +174,11 @@ class Checkouts:
         await self._known(tenant, order_id)
         handle = self._handle(tenant, order_id)
         return await _told(handle.execute_update(Checkout.repair, request), order_id)
+
+    async def take_up(self, tenant: str, order_id: str) -> Placement:
+        """Go on with an order whose run is gone, as it was asked for; or ask the run that lives."""
+        view = await self._known(tenant, order_id)
+        return await self.place(view.request)
 
     async def progress(self, tenant: str, order_id: str) -> Placement:
         """Ask the order's run how far it is."""
@@ -163,6 +233,10 @@ class Checkouts:
 
     def _handle(self, tenant: str, order_id: str) -> Handle:
         return self._client.get_workflow_handle_for(Checkout.run, f"checkout/{tenant}/{order_id}")
+
+
+def _wants_customer(placement: Placement) -> bool:
+    return placement.decision is Decision.OPEN and placement.waits_for is WaitsFor.PAYMENT
 
 
 def _placement(view: OrderView) -> Placement:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, TypeVar
 
+from pydantic import JsonValue
 from sqlalchemy import text
 
 from everycent.database.engine import Database
@@ -71,6 +72,7 @@ class PaymentView(Message):
     captured_minor: int
     refunded_minor: int
     provider_id: str | None
+    try_answer: JsonValue
 
 
 class RefundView(Message):
@@ -91,6 +93,7 @@ class BalanceHoldView(Message):
     account: str | None
     currency: str | None
     amount_minor: int | None
+    try_answer: JsonValue
 
 
 class BalanceCreditView(BalanceHoldView):
@@ -182,6 +185,12 @@ class OrderFile(Message):
     entries: tuple[EntryView, ...]
     cases: tuple[CaseView, ...]
 
+    def is_answered(self, request_id: str) -> bool:
+        """Tell whether the payment attempt of that id has its answer."""
+        key = self.order.request.step_key("pay", request_id)
+        tries: tuple[PaymentView | BalanceHoldView, ...] = (*self.payments, *self.balance_holds)
+        return any(each.key == key and each.try_answer is not None for each in tries)
+
     @property
     def captured_minor(self) -> int:
         """The money that the order brought, in minor units: by a provider or from a balance."""
@@ -270,6 +279,16 @@ class Reader:
             limit=limit,
         )
 
+    async def attempts(self, tenant: str, order_id: str) -> tuple[AttemptView, ...]:
+        """Return the payments that were named for an order, in their order."""
+        return await self._views(
+            AttemptView,
+            "order",
+            _of_order("payment_attempt", "number"),
+            tenant=tenant,
+            order_id=order_id,
+        )
+
     async def order_file(self, tenant: str, order_id: str) -> OrderFile | None:
         """Return all that the services know about an order, None if there is none.
 
@@ -284,9 +303,7 @@ class Reader:
         keys = {"low": f"{tenant}/{order_id}/", "high": f"{tenant}/{order_id}0"}
         return OrderFile(
             order=order,
-            attempts=await self._views(
-                AttemptView, "order", _of_order("payment_attempt", "number"), **names
-            ),
+            attempts=await self.attempts(tenant, order_id),
             payments=await self._views(PaymentView, "payment", _between("payment"), **keys),
             refunds=await self._views(RefundView, "payment", _between("refund"), **keys),
             stock=await self._views(ReservedLineView, "inventory", _RESERVED_LINES, **keys),

@@ -168,6 +168,15 @@ def plain(value: Any) -> Any:
     return value
 
 
+def print_facts(facts: dict[str, Any]) -> None:
+    """Print names and values for people, without what is empty."""
+    told = {name: value for name, value in facts.items() if value not in (None, "", [], (), {})}
+    width = max(map(len, told), default=0)
+    for name, value in told.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {text}")
+
+
 def print_table(table: "Table") -> None:
     """Print a table as data; in a pipe or a file its lines are whole, whatever the width."""
     from rich.console import Console

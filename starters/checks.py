@@ -1,0 +1,157 @@
+"""Whether everything that an order needs answers, and what helps if not."""
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+
+import httpx
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
+from temporalio.client import Client
+from temporalio.common import SearchAttributeKey
+from temporalio.service import RPCError
+
+from everycent.database.engine import Database
+from everycent.database.migrate import head_of
+from everycent.domain.message import Message
+from everycent.errors import EverycentError
+from everycent.settings import SERVICES, PoolSettings, ServiceName, Settings
+from starters.client import connect
+from workers.queues import WORKFLOWS, finishes, tries
+from workflows import attributes
+
+ONE_CONNECTION = PoolSettings(size=1, wait_seconds=3.0)
+HTTP_SECONDS = 3.0
+
+
+class Finding(Message):
+    """One dependency: how it is, and the fix if it is not well."""
+
+    what: str
+    ok: bool
+    says: str
+    fix: str = ""
+
+
+async def check_all(settings: Settings) -> tuple[Finding, ...]:
+    """Reach every dependency that the settings name, all at the same time."""
+    databases = [
+        _database(service, role, dsns[service])
+        if service in dsns
+        else _unnamed(service, role, variable)
+        for role, variable, dsns in (
+            ("worker", "DATABASE", settings.database),
+            ("reader", "READ", settings.read),
+            ("owner", "OWNER", settings.owner),
+        )
+        if role != "owner" or dsns  # Only `migrate` needs the owner.
+        for service in SERVICES
+    ]
+    checks: list[Awaitable[list[Finding]]] = [*databases, _provider(settings), _temporal(settings)]
+    return tuple(finding for found in await asyncio.gather(*checks) for finding in found)
+
+
+async def _unnamed(service: ServiceName, role: str, variable: str) -> list[Finding]:
+    name = f"EVERYCENT_{variable}__{service.upper()}"
+    return [
+        Finding(
+            what=f"database {service} as {role}",
+            ok=False,
+            says="not configured",
+            fix=f"set {name}, or start a stack with `everycent up`",
+        )
+    ]
+
+
+async def _database(service: ServiceName, role: str, dsn: str) -> list[Finding]:
+    url = make_url(dsn)
+    what = f"database {service} as {role}"
+    where = f"{url.username} at {url.host}:{url.port}/{url.database}"
+    database = Database(dsn, ONE_CONNECTION, name="everycent check")
+    try:
+        async with database.snapshot() as tx:
+            revision = await tx.scalar(text("SELECT version_num FROM alembic_version"))
+    except (EverycentError, DBAPIError, OSError) as error:
+        says = f"{where}: {' '.join(str(error).split())}"
+        fix = "start PostgreSQL, correct the DSN, or run `everycent migrate`"
+        return [Finding(what=what, ok=False, says=says, fix=fix)]
+    finally:
+        await database.close()
+    head = head_of(service)
+    if revision != head:
+        says = f"{where} is at {revision}, this everycent needs {head}"
+        return [Finding(what=what, ok=False, says=says, fix="run `everycent migrate`")]
+    return [Finding(what=what, ok=True, says=f"{where}, schema {revision}")]
+
+
+async def _provider(settings: Settings) -> list[Finding]:
+    url = f"{settings.provider.url}/healthz"
+    try:
+        async with httpx.AsyncClient(timeout=HTTP_SECONDS) as http:
+            answer = await http.get(url)
+            answer.raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        says = f"{url}: {error or type(error).__name__}"
+        fix = "start it, or correct EVERYCENT_PROVIDER__URL"
+        return [Finding(what="payment provider", ok=False, says=says, fix=fix)]
+    return [Finding(what="payment provider", ok=True, says=settings.provider.url)]
+
+
+async def _temporal(settings: Settings) -> list[Finding]:
+    try:
+        client = await connect(settings)
+        await client.workflow_service.describe_namespace(
+            DescribeNamespaceRequest(namespace=client.namespace)
+        )
+    except (EverycentError, RPCError) as error:
+        fix = "start it, or correct EVERYCENT_TEMPORAL__ADDRESS and EVERYCENT_TEMPORAL__NAMESPACE"
+        says = " ".join(str(error).split())
+        return [Finding(what="Temporal", ok=False, says=says, fix=fix)]
+    where = f"{settings.temporal.address}, namespace {client.namespace}"
+    return [
+        Finding(what="Temporal", ok=True, says=where),
+        await _search_attributes(client),
+        *await asyncio.gather(*(_queue(client, *queue) for queue in _queues())),
+    ]
+
+
+async def _search_attributes(client: Client) -> Finding:
+    wanted = {key.name for key in vars(attributes).values() if isinstance(key, SearchAttributeKey)}
+    answer = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    missing = sorted(wanted - set(answer.custom_attributes))
+    if missing:
+        return Finding(
+            what="search attributes",
+            ok=False,
+            says=f"missing: {', '.join(missing)}",
+            fix="create them: temporal operator search-attribute create --name … --type …",
+        )
+    return Finding(what="search attributes", ok=True, says=f"all {len(wanted)} exist")
+
+
+def _queues() -> Iterator[tuple[str, str, TaskQueueType.ValueType]]:
+    yield "workflows", WORKFLOWS, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW
+    for service in SERVICES:
+        for queue in (tries(service), finishes(service)):
+            yield service, queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
+
+
+async def _queue(
+    client: Client, worker: str, queue: str, kind: "TaskQueueType.ValueType"
+) -> Finding:
+    answer = await client.workflow_service.describe_task_queue(
+        DescribeTaskQueueRequest(
+            namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind
+        )
+    )
+    what, polling = f"task queue {queue}", len(answer.pollers)
+    if not polling:
+        fix = f"start one: `everycent worker {worker}`"
+        return Finding(what=what, ok=False, says="no worker polls", fix=fix)
+    return Finding(what=what, ok=True, says=f"{polling} worker{'s' * (polling > 1)} polling")

@@ -1,0 +1,153 @@
+"""`everycent case …`: steps that did not succeed within their budget, and what becomes of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from starters.cli.common import (
+    DEFAULT_DATA_DIR,
+    AsJson,
+    DataDir,
+    ExitCode,
+    books,
+    new_table,
+    operator,
+    print_facts,
+    print_json,
+    print_table,
+    run,
+    say,
+    shop,
+)
+
+if TYPE_CHECKING:
+    from everycent.database.reads import CaseView
+    from everycent.domain.order import RepairAnswer
+
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The case's key, as `case list` shows it.")]
+By = Annotated[str | None, typer.Option(help="Who says so.", show_default="your user name")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the command line."""
+    group = typer.Typer(no_args_is_help=True, help="Repair what is parked.")
+    group.command("list")(list_cases)
+    group.command()(show)
+    group.command()(retry)
+    group.command()(resolve)
+    app.add_typer(group, name="case")
+
+
+def list_cases(
+    every: Annotated[bool, typer.Option("--all", help="The resolved ones too.")] = False,
+    tenant: Annotated[str | None, typer.Option(help="Only of this shop.")] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Print the open cases, the oldest first."""
+    found = run(_list(tenant, every=every, data_dir=data_dir))
+    if as_json:
+        print_json(list(found))
+        return
+    table = new_table("key", "step", "state", "attempts", "since", "can be", "error")
+    for each in found:
+        table.add_row(
+            each.case_key, each.step, each.state, str(each.attempts),
+            f"{each.opened_at:%Y-%m-%d %H:%M:%S}", ", ".join(each.proposals),
+            f"{each.error_class}: {each.error}",
+        )  # fmt: skip
+    print_table(table)
+
+
+def show(key: Key, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Print one case."""
+    _print(run(_show(key, data_dir)), as_json=as_json)
+
+
+def retry(
+    key: Key,
+    by: By = None,
+    reason: Annotated[str, typer.Option(help="Why now.")] = "",
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Run the step again now; exit code 4 when it fails again."""
+    _instruct(key, "retry", by, reason, as_json=as_json, data_dir=data_dir)
+
+
+def resolve(
+    key: Key,
+    reason: Annotated[str, typer.Option(help="What was done by hand.")],
+    by: By = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Take the step as done by hand; who and why stay on record."""
+    _instruct(key, "resolve", by, reason, as_json=as_json, data_dir=data_dir)
+
+
+def _instruct(
+    key: str,
+    action: Literal["retry", "resolve"],
+    by: str | None,
+    reason: str,
+    *,
+    as_json: bool,
+    data_dir: Path,
+) -> None:
+    view, answer = run(_repair(key, action, by or operator(), reason, data_dir))
+    _print(view, as_json=as_json)
+    if not answer.done:
+        say(f"error: it failed again: {answer.error}")
+        raise typer.Exit(ExitCode.UNREACHABLE)
+
+
+async def _repair(
+    key: str, action: Literal["retry", "resolve"], by: str, reason: str, data_dir: Path
+) -> "tuple[CaseView, RepairAnswer]":
+    from everycent.domain.order import RepairAnswer, RepairOrder
+    from starters.refusals import NotRunningError, TooLateError
+
+    async with shop(data_dir) as at:
+        case = await _known(at.reader, key)
+        if case.state == "RESOLVED":
+            raise TooLateError(f"{key} was resolved by {case.resolved_by}: {case.resolution}")
+        request = RepairOrder(case_key=key, action=action, by=by, reason=reason)
+        try:
+            answer = await at.checkouts.repair(case.tenant, case.order_id, request)
+        except NotRunningError:
+            if action == "resolve":  # The new run finds the step settled and goes on behind it.
+                await at.bookings.settle_case(case.tenant, case.order_id, key, by=by, reason=reason)
+            say(f"no run of order {case.order_id} lives: it is taken up again")
+            await at.checkouts.take_up(case.tenant, case.order_id)
+            answer = RepairAnswer(done=True)
+        return await _known(at.reader, key), answer
+
+
+async def _list(tenant: str | None, *, every: bool, data_dir: Path) -> Any:
+    from everycent.domain.order import CaseState
+
+    async with books(data_dir) as reader:
+        return await reader.cases(tenant, state=None if every else CaseState.OPEN)
+
+
+async def _show(key: str, data_dir: Path) -> "CaseView":
+    async with books(data_dir) as reader:
+        return await _known(reader, key)
+
+
+async def _known(reader: Any, key: str) -> "CaseView":
+    from everycent.errors import InvalidRequest
+
+    view: CaseView | None = await reader.case(key)
+    if view is None:
+        raise InvalidRequest(f"there is no case {key}; `everycent case list` shows them")
+    return view
+
+
+def _print(view: "CaseView", *, as_json: bool) -> None:
+    if as_json:
+        print_json(view)
+    else:
+        print_facts(view.model_dump(mode="json"))
