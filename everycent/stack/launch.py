@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 
 PR_SET_PDEATHSIG = 1
+# The parent may have died before the child could ask to be told: then it must not begin.
+UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
 READ_ANYWHERE = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 
 
@@ -111,10 +113,12 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def _wrapper(user: User | None, death_signal: signal.Signals) -> list[str]:
-    """Return the setpriv prefix; setpriv execs, so the child keeps our pid and `ps` reads well."""
+    """Return the setpriv prefix; all of it execs: the pid stays, and `ps` shows the command."""
     death = ("--pdeathsig", death_signal.name.removeprefix("SIG"))
     options = (*(user.setpriv_options() if user else ()), *death)
-    return ["setpriv", *options, "--"] if _setpriv_can(options) else []
+    if not _setpriv_can(options):
+        return []
+    return ["setpriv", *options, "--", "sh", "-c", UNLESS_ORPHANED, str(os.getpid())]
 
 
 @functools.cache

@@ -15,22 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from starters.cli.common import DEFAULT_DATA_DIR, AsJson, DataDir, ExitCode, one_line_errors, say
+
 if TYPE_CHECKING:
     from everycent.stack.folder import DataFolder
 
-UNREACHABLE = 4
 DOWN_SECONDS = 90.0
 LOG_LINES = 15
 
-DataDir = Annotated[
-    Path,
-    typer.Option(
-        "--data-dir",
-        envvar="EVERYCENT_DATA_DIR",
-        readable=False,  # Not typer's to check: our own error names the fix.
-        help="Where the stack keeps its data.",
-    ),
-]
 Port = Annotated[int | None, typer.Option(min=1, max=65_535, show_default="kept, else a free one")]
 
 
@@ -44,30 +36,17 @@ class Part(StrEnum):
     WORKERS = "workers"
 
 
-class WorkerName(StrEnum):
-    """Which worker processes there are: one for the workflows and one per service."""
-
-    WORKFLOWS = "workflows"
-    ORDER = "order"
-    INVENTORY = "inventory"
-    PAYMENT = "payment"
-    ACCOUNT = "account"
-    POINTS = "points"
-    LEDGER = "ledger"
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(up)
     app.command()(down)
     app.command()(status)
     app.command()(migrate)
-    app.command()(worker)
     app.command(hidden=True)(simulator)
 
 
 def up(
-    data_dir: DataDir = Path(".everycent"),
+    data_dir: DataDir = DEFAULT_DATA_DIR,
     detach: Annotated[bool, typer.Option(help="Return when everything is ready.")] = False,
     port_base: Annotated[
         int | None,
@@ -83,7 +62,7 @@ def up(
     ] = None,
 ) -> None:
     """Run PostgreSQL, Temporal, the payment simulator and the workers until Ctrl-C."""
-    with _one_line_errors():
+    with _stack_errors():
         from everycent.stack import ports
 
         given = {name: port_base + i for i, name in enumerate(ports.NAMES)} if port_base else {}
@@ -101,16 +80,16 @@ def up(
             _run_here(data_dir, given, workers, part or [])
 
 
-def down(data_dir: DataDir = Path(".everycent")) -> None:
+def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Stop the stack of a data folder in good order; its data stays."""
-    with _one_line_errors():
+    with _stack_errors():
         from everycent.stack.folder import DataFolder
         from everycent.stack.ports import StackError
 
         folder = DataFolder(data_dir)
         pid = folder.supervisor_pid()
         if pid is None:
-            _say(f"nothing runs on {folder.path}")
+            say(f"nothing runs on {folder.path}")
             return
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
@@ -119,15 +98,15 @@ def down(data_dir: DataDir = Path(".everycent")) -> None:
             if time.monotonic() > deadline:
                 raise StackError(f"the supervisor (pid {pid}) has not stopped; see {folder.logs}")
             time.sleep(0.05)
-        _say(f"stopped {folder.path}")
+        say(f"stopped {folder.path}")
 
 
 def status(
-    data_dir: DataDir = Path(".everycent"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
 ) -> None:
     """Show each process of the stack; exit code 0 when all are ready, 4 otherwise."""
-    with _one_line_errors():
+    with _stack_errors():
         from everycent.stack.folder import DataFolder
 
         report = _report(DataFolder(data_dir))
@@ -136,12 +115,12 @@ def status(
     else:
         _print_table(report)
     if report["phase"] != "ready" or not all(_is_well(row) for row in report["processes"]):
-        raise typer.Exit(UNREACHABLE)
+        raise typer.Exit(ExitCode.UNREACHABLE)
 
 
-def migrate(data_dir: DataDir = Path(".everycent")) -> None:
+def migrate(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Bring every service's database, here or elsewhere, to the newest schema with its roles."""
-    with _one_line_errors():
+    with _stack_errors():
         import asyncio
 
         from everycent.database.migrate import migrate as run
@@ -151,26 +130,12 @@ def migrate(data_dir: DataDir = Path(".everycent")) -> None:
             typer.echo(line)
 
 
-def worker(
-    service: Annotated[WorkerName, typer.Argument(help="Whose steps it runs.")],
-    data_dir: DataDir = Path(".everycent"),
-) -> None:
-    """Run one worker process until it is told to stop; `up` runs one of each."""
-    with _one_line_errors():
-        import asyncio
-
-        from everycent.settings import load
-        from workers.run import run_worker
-
-        asyncio.run(run_worker(service.value, load(data_dir, service.value)))
-
-
 def simulator(
     port: Annotated[int, typer.Option(min=1, max=65_535)],
-    data_dir: DataDir = Path(".everycent"),
+    data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Run the payment provider simulator; `up` does it for you."""
-    with _one_line_errors():
+    with _stack_errors():
         from everycent.settings import load
         from everycent.simulator.desk import Options
         from everycent.simulator.serve import serve
@@ -255,7 +220,7 @@ def _relay_until_ready(supervisor: subprocess.Popen[bytes], folder: "DataFolder"
         if readable:
             said = os.read(pipe, 65_536)
             if not said:  # It closed its end: it is over.
-                return supervisor.wait() or UNREACHABLE
+                return supervisor.wait() or ExitCode.UNREACHABLE
             sys.stderr.write(said.decode(errors="replace"))
             sys.stderr.flush()
         elif _is_ready(folder, supervisor.pid):
@@ -320,34 +285,28 @@ def _is_well(row: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn what stops the stack into one line and an exit code."""
-    from everycent.errors import EverycentError
+def _stack_errors() -> Iterator[None]:
+    """Turn what stops the stack, also that it is not installed, into one line and an exit code."""
+    from everycent.errors import Unreachable
 
-    try:
-        yield
-    except EverycentError as error:
-        _say(f"error: {error}")
-        raise typer.Exit(UNREACHABLE) from error
-    except ModuleNotFoundError as error:
-        if error.name != "psutil":
-            raise
-        _say("error: the embedded stack is not installed: pip install 'everycent[embedded]'")
-        raise typer.Exit(UNREACHABLE) from error
+    with one_line_errors():
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if error.name != "psutil":
+                raise
+            raise Unreachable(
+                "the embedded stack is not installed: pip install 'everycent[embedded]'"
+            ) from error
 
 
 def _tell(line: str) -> None:
     from everycent.clock import now
 
-    _say(f"{now():%H:%M:%S} {line}")
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # Whoever listened may have gone; the stack must not go with him.
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+    say(f"{now():%H:%M:%S} {line}")
 
 
 def _print_end(log: Path) -> None:
     lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
     for line in (f"--- the end of {log}", *lines, "---"):
-        _say(line)
+        say(line)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,12 @@ class Shell:
             self._words(command, options, folder), capture_output=True, text=True, timeout=120
         )
 
+    def up(self, *options: str) -> Result:
+        """Start the stack for the test; it must succeed."""
+        up = self("up", "--detach", *options)
+        assert up.returncode == 0, up.stderr
+        return up
+
     def in_foreground(self, *options: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             self._words("up", options, None),
@@ -63,7 +70,7 @@ class Shell:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             assert time.monotonic() < deadline, "it did not happen in time"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def _words(self, command: str, options: tuple[str, ...], folder: Path | None) -> list[str]:
         words = [*self.prefix, sys.executable, "-m", "everycent", command, *options]
@@ -74,10 +81,25 @@ class Shell:
 
 @pytest.fixture
 def everycent(tmp_path: Path) -> Iterator[Shell]:
-    """The command line on a new data folder; whatever a failing test left running is ended."""
+    """The command line on a new data folder."""
+    with _shell(tmp_path / "a folder") as shell:
+        yield shell
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """The command line on a folder whose PostgreSQL runs, for tests that leave it so."""
+    with _shell(Path(tmp_path_factory.mktemp("running")) / "a folder") as shell:
+        shell.up("--part", "postgres")
+        yield shell
+
+
+@contextmanager
+def _shell(folder: Path) -> Iterator[Shell]:
+    """Give a command line; whatever a failing test left running is ended."""
     temporal, ui = ports.pick_free(), ports.pick_free()
     shell = Shell(
-        tmp_path / "a folder",
+        folder,
         port_options=["--temporal-port", str(temporal), "--ui-port", str(ui)],
     )
     yield shell

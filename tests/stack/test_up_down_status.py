@@ -14,10 +14,12 @@ import psutil
 import pytest
 
 from everycent.settings import load
+from everycent.stack.folder import DataFolder
 
 Result = subprocess.CompletedProcess[str]
 POSTGRES = ("--part", "postgres")
-SERVERS = (*POSTGRES, "--part", "temporal", "--part", "simulator")
+BOTH = (*POSTGRES, "--part", "temporal")
+SERVERS = (*BOTH, "--part", "simulator")
 
 
 class Shell(Protocol):
@@ -26,6 +28,7 @@ class Shell(Protocol):
     folder: Path
 
     def __call__(self, command: str, *options: str, folder: Path | None = None) -> Result: ...
+    def up(self, *options: str) -> Result: ...
     def in_foreground(self, *options: str) -> subprocess.Popen[str]: ...
     def children(self) -> list[psutil.Process]: ...
     def wait_until(self, condition: Any) -> None: ...
@@ -38,6 +41,13 @@ def rows(everycent: Shell) -> dict[str, dict[str, Any]]:
     }
 
 
+def said(everycent: Shell) -> dict[str, dict[str, Any]]:
+    """Return what `status` would read, without a process for each look."""
+    known = DataFolder(everycent.folder).read_status()
+    assert known is not None
+    return {row["name"]: row for row in known["processes"]}
+
+
 def one_line(result: Result) -> str:
     """Return the error of a refused command: exit code 4 and exactly one line."""
     assert result.returncode == 4, result.stderr
@@ -47,8 +57,7 @@ def one_line(result: Result) -> str:
 
 
 def test_up_returns_when_all_answers_and_down_leaves_nothing(everycent: Shell) -> None:
-    up = everycent("up", "--detach", *SERVERS)
-    assert up.returncode == 0, up.stderr
+    everycent.up(*SERVERS)
     settings = load(everycent.folder)
     for url in (settings.temporal.ui, f"{settings.provider.url}/healthz"):
         assert urllib.request.urlopen(url).status == 200
@@ -61,27 +70,26 @@ def test_up_returns_when_all_answers_and_down_leaves_nothing(everycent: Shell) -
     assert everycent("status").returncode == 4
 
 
-def test_each_part_reads_only_its_own_secrets(everycent: Shell) -> None:
-    everycent("up", "--detach", *POSTGRES)
-    inventory = load(everycent.folder, "inventory")
+def test_each_part_reads_only_its_own_secrets(running: Shell) -> None:
+    inventory = load(running.folder, "inventory")
     assert list(inventory.database) == ["inventory"]
     assert not inventory.read
     assert not inventory.owner
-    owner = load(everycent.folder, "owner")
+    owner = load(running.folder, "owner")
     assert (len(owner.owner), len(owner.database), len(owner.read)) == (6, 6, 6)
-    for file in (everycent.folder / "settings").iterdir():
+    for file in (running.folder / "settings").iterdir():
         assert file.stat().st_mode & 0o077 == 0
 
 
 def test_who_is_killed_is_restarted(everycent: Shell) -> None:
     """Red when: the supervisor does not restart what died."""
-    everycent("up", "--detach", *SERVERS)
+    everycent.up(*BOTH)
     before = rows(everycent)
     for row in before.values():
         os.kill(row["pid"], signal.SIGKILL)
     everycent.wait_until(
         lambda: all(
-            row["restarts"] >= 1 and row["state"] == "ready" for row in rows(everycent).values()
+            row["restarts"] >= 1 and row["state"] == "ready" for row in said(everycent).values()
         )
     )
     after = rows(everycent)
@@ -90,23 +98,45 @@ def test_who_is_killed_is_restarted(everycent: Shell) -> None:
 
 def test_kill_9_of_the_supervisor_leaves_no_orphan_and_no_damage(everycent: Shell) -> None:
     """Red when: children outlive the supervisor, or the next `up` trips over what it left."""
-    everycent("up", "--detach", *SERVERS)
+    everycent.up(*BOTH)
     ports = (everycent.folder / "settings" / "common.toml").read_text()
     supervisor = json.loads(everycent("status", "--json").stdout)["pid"]
     os.kill(supervisor, signal.SIGKILL)
     everycent.wait_until(lambda: everycent.children() == [])
 
     assert everycent("status").returncode == 4
-    again = everycent("up", "--detach", *SERVERS)
+    again = everycent("up", "--detach", *BOTH)
     assert again.returncode == 0, again.stderr
     assert (everycent.folder / "settings" / "common.toml").read_text() == ports
+
+
+@pytest.mark.slow
+def test_the_whole_stack_comes_up_heals_and_dies_with_its_supervisor(everycent: Shell) -> None:
+    """Red when: a worker is not restarted, or lives on as an orphan."""
+    everycent.up()
+    workers = {n: row["pid"] for n, row in rows(everycent).items() if n.startswith("worker-")}
+    assert len(workers) == 7
+    for name, pid in workers.items():
+        words = " ".join(psutil.Process(pid).cmdline())
+        assert f"everycent worker {name.removeprefix('worker-')} " in words
+        assert words.endswith(f"--data-dir {everycent.folder}")
+
+    os.kill(workers["worker-inventory"], signal.SIGKILL)
+    everycent.wait_until(
+        lambda: (
+            rows(everycent)["worker-inventory"]["restarts"] == 1
+            and everycent("status").returncode == 0
+        )
+    )
+    os.kill(json.loads(everycent("status", "--json").stdout)["pid"], signal.SIGKILL)
+    everycent.wait_until(lambda: everycent.children() == [])
 
 
 def test_a_leftover_that_ignored_its_death_signal_is_ended_by_the_next_up(
     everycent: Shell,
 ) -> None:
     """Red when: `up` does not look for processes of a killed supervisor."""
-    everycent("up", "--detach", *POSTGRES)
+    everycent.up(*POSTGRES)
     environment = {**os.environ, "EVERYCENT_STACK_FOLDER": str(everycent.folder)}
     everycent("down")
     left = subprocess.Popen(["sleep", "600"], env=environment)
@@ -115,22 +145,21 @@ def test_a_leftover_that_ignored_its_death_signal_is_ended_by_the_next_up(
     assert left.wait(timeout=10) == -signal.SIGTERM
 
 
-def test_a_second_up_on_the_folder_is_refused_and_names_the_first(everycent: Shell) -> None:
-    everycent("up", "--detach", *POSTGRES)
-    pid = json.loads(everycent("status", "--json").stdout)["pid"]
-    assert f"(pid {pid})" in one_line(everycent("up", *POSTGRES))
-    assert f"(pid {pid})" in one_line(everycent("up", "--detach", *POSTGRES))
-    assert everycent("status").returncode == 0
+def test_a_second_up_on_the_folder_is_refused_and_names_the_first(running: Shell) -> None:
+    pid = json.loads(running("status", "--json").stdout)["pid"]
+    assert f"(pid {pid})" in one_line(running("up", *POSTGRES))
+    assert f"(pid {pid})" in one_line(running("up", "--detach", *POSTGRES))
+    assert running("status").returncode == 0
 
 
 def test_data_and_ports_survive_down_and_up(everycent: Shell) -> None:
-    everycent("up", "--detach", *POSTGRES)
+    everycent.up(*POSTGRES)
     settings = load(everycent.folder, "owner")
     long = everycent.folder / "logs" / "long.log"
     long.write_bytes(b"x" * 11 * 1024 * 1024)
     _sql(settings.owner["order"], "CREATE TABLE kept AS SELECT 7 AS n")
     everycent("down")
-    everycent("up", "--detach", *POSTGRES)
+    everycent.up(*POSTGRES)
     assert load(everycent.folder, "owner") == settings
     assert _sql(settings.owner["order"], "SELECT n FROM kept") == "7"
     assert not long.exists()
@@ -144,7 +173,7 @@ def test_a_taken_port_that_was_named_is_refused_in_one_line(everycent: Shell) ->
 
 
 def test_a_remembered_port_that_is_taken_is_replaced_and_told(everycent: Shell) -> None:
-    everycent("up", "--detach", *POSTGRES)
+    everycent.up(*POSTGRES)
     everycent("down")
     port = int(_database_port(everycent))
     with _listener(port):
@@ -191,8 +220,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(everycent: Shell
 
 @pytest.mark.usefixtures("plain_user")
 def test_who_is_not_root_runs_the_servers_as_himself(everycent: Shell) -> None:
-    up = everycent("up", "--detach", *SERVERS)
-    assert up.returncode == 0, up.stderr
+    everycent.up(*POSTGRES)
     assert everycent("status").returncode == 0
     users = {process.uids().real for process in everycent.children()}
     assert users == {everycent.folder.stat().st_uid}
@@ -205,12 +233,13 @@ def test_a_read_only_folder_is_refused_in_one_line(everycent: Shell) -> None:
 
 
 def test_ctrl_c_stops_everything_and_says_so(everycent: Shell) -> None:
-    supervisor = everycent.in_foreground(*SERVERS)
-    everycent.wait_until(lambda: everycent("status").returncode == 0)
+    supervisor = everycent.in_foreground(*BOTH)
+    assert supervisor.stderr is not None
+    assert any("all ready" in line for line in supervisor.stderr)
     supervisor.send_signal(signal.SIGINT)
     _, said = supervisor.communicate(timeout=60)
     assert supervisor.returncode == 0
-    assert {"postgres: stopped", "temporal: stopped", "simulator: stopped"} <= {
+    assert {"postgres: stopped", "temporal: stopped"} <= {
         line.split(" ", 1)[1] for line in said.splitlines()
     }
     assert everycent.children() == []
@@ -221,11 +250,11 @@ def test_a_server_that_cannot_come_up_is_shown_with_its_last_lines(everycent: Sh
     everycent.folder.mkdir()
     version = {"format": 1, "everycent": "0.1.0", "postgres": 18, "temporal": "1.0.0"}
     (everycent.folder / "version.json").write_text(json.dumps(version))
-    (everycent.folder / "simulator.db").mkdir()  # SQLite cannot open a folder.
-    up = everycent("up", "--detach", *POSTGRES, "--part", "simulator")
+    (everycent.folder / "temporal.db").mkdir()  # SQLite cannot open a folder.
+    up = everycent("up", "--detach", *BOTH)
     assert up.returncode == 4
     assert "the end of" in up.stderr
-    assert up.stderr.strip().splitlines()[-1].startswith("error: simulator did not start")
+    assert up.stderr.strip().splitlines()[-1].startswith("error: temporal did not start")
     assert everycent.children() == []
 
 
