@@ -17,11 +17,14 @@ from starters.cli.common import (
     print_table,
     run,
     say,
+    web_ui,
 )
 
 if TYPE_CHECKING:
     from everycent.proof.report import AuditReport
+    from everycent.settings import Settings
     from starters.checks import Finding
+    from starters.demo import Told
 
 
 def register(app: typer.Typer) -> None:
@@ -68,14 +71,47 @@ def audit(
         raise typer.Exit(ExitCode.BROKEN)
 
 
-def demo() -> None:
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it up until Ctrl-C.")] = False,
+) -> None:
     """Start a stack in a temporary folder, sell orders that end in every way, and leave nothing."""
     with one_line_errors():
         from starters.demo import Demo
 
-        ok = Demo(say=say).run()
+        ok = Demo(say=say, show=_show_demo, keep=keep).run()
     if not ok:
         raise typer.Exit(ExitCode.BROKEN)
+
+
+async def _show_demo(told: "list[Told]", settings: "Settings") -> bool:
+    """Print what the services say about each order, the audit, and where to look at it all."""
+    from everycent.proof.connected import audit_connected
+
+    table = new_table(
+        "order", "what happened", "outcome", "captured", "refunded", "units sold", "units held",
+        "points used", "points earned", "reason",
+    )  # fmt: skip
+    for each in told:
+        file = each.file
+        numbers = (file.units_sold, file.units_held, file.points_used, file.points_earned)
+        table.add_row(
+            file.order.order_id,
+            each.title,
+            file.order.status + ("" if each.as_expected else f" (not {each.expected}!)"),
+            f"{file.captured_minor} {file.order.currency}",
+            f"{file.refunded_minor} {file.order.currency}",
+            *map(str, numbers),
+            file.order.reason,
+        )
+    typer.echo("Amounts are minor units (cents).")
+    print_table(table)
+    report = await audit_connected(settings)
+    print_audit(report)
+    typer.echo("\nEach order in Temporal's Web UI (while the stack runs):")
+    for each in told:
+        link = web_ui(settings, each.file.order.request.workflow_id())
+        typer.echo(f"{each.file.order.order_id:<10}  {link}")
+    return report.ok
 
 
 def print_audit(report: "AuditReport") -> None:
