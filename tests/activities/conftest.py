@@ -90,6 +90,29 @@ class LateProvider:
         return late
 
 
+class ZombieProvider:
+    """The real provider, reached by one call only when the gate opens; its process dies with it."""
+
+    def __init__(self, provider: HttpPaymentProvider, call: str) -> None:
+        self._provider = provider
+        self._call = call
+        self.gate = asyncio.Event()
+        self.is_leaving = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._provider, name)
+        if name != self._call:
+            return real
+
+        async def zombie(*args: Any, **named: Any) -> Any:
+            self.is_leaving.set()
+            await self.gate.wait()
+            await real(*args, **named)
+            raise Crash(name)
+
+        return zombie
+
+
 class DoubtfulDatabase:
     """The real database, one of whose COMMITs ends without an answer: kept, or not."""
 
@@ -152,6 +175,9 @@ class Till:
 
     def late(self, call: str) -> LateProvider:
         return LateProvider(self.provider, call)
+
+    def zombie(self, call: str) -> ZombieProvider:
+        return ZombieProvider(self.provider, call)
 
     def key(self, order: str = "o-1", step: str = "pay/first") -> str:
         return f"{self.tenant}/{order}/{step}"

@@ -233,13 +233,27 @@ async def test_ten_voids_at_once_give_one_answer(till: Any) -> None:
 async def test_a_call_that_arrives_after_the_void_is_refused_by_the_provider(
     till: Any, operation: str
 ) -> None:
-    """Red when: the void believes a look-up that finds nothing, or leaves the payment open."""
+    """Red when: the void leaves the payment open, or the late answer is stored."""
     await till.rule("hold", operation, seconds=60)
     asking = asyncio.create_task(till.authorise())
     await till.until_held()
     assert await till.void() == Voided(amount_minor=0)
     await till.release()  # Only now the provider executes what was on its way.
     with pytest.raises(AlreadyCancelled):
+        await asking
+    assert [intent["state"] for intent in await till.intents()] == ["cancelled"]
+
+
+@pytest.mark.requirement("T27", "T25")
+@pytest.mark.parametrize("call", ["create_intent", "confirm"])
+async def test_a_call_whose_process_dies_after_the_void_opens_nothing(till: Any, call: str) -> None:
+    """Red when: the void of a payment that is not found yet leaves its key unused."""
+    zombie = till.zombie(call)
+    asking = asyncio.create_task(till.behind(zombie).authorise_all([till.wanted()]))
+    await zombie.is_leaving.wait()
+    assert await till.void() == Voided(amount_minor=0)
+    zombie.gate.set()
+    with pytest.raises(Exception, match=call):
         await asking
     assert [intent["state"] for intent in await till.intents()] == ["cancelled"]
 

@@ -7,6 +7,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from activities.payment import PaymentActivities
 from everycent.domain.payment import (
     Authorised,
     Captured,
@@ -261,6 +262,17 @@ async def test_a_batch_answers_each_item_and_calls_side_by_side(till: Any) -> No
     assert [type(a).__name__ for a in again] == ["Authorised", "PaymentDeclined", "Authorised"] * 10
     voids = await till.payments.void_all([till.give_up(f"o-{n}") for n in range(30)])
     assert [v.amount_minor for v in voids] == [2_933, 0, 2_933] * 10
+
+
+async def test_no_more_calls_are_under_way_than_the_bound(till: Any) -> None:
+    await till.rule("hold", "create", times=None, seconds=60)
+    bounded = PaymentActivities(till.database, till.provider, times=till.times, calls_at_once=2)
+    asking = asyncio.create_task(bounded.authorise_all([till.wanted(f"o-{n}") for n in range(5)]))
+    await till.until_held(2)
+    assert (await till.http.get("/admin/held")).json() == {"held": 2}
+    await till.heal()
+    await till.release()
+    assert all(isinstance(answer, Authorised) for answer in await asking)
 
 
 @pytest.mark.requirement("T13", "I25")
