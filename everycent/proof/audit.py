@@ -172,14 +172,14 @@ class _Audit:
         """Judge each order by a fresh reading; return those that moved meanwhile."""
         before = await self._orders(xids)
         found = {xid: Facts(xid, before.get(xid)) for xid in xids}
-        async with self._services() as opened:
-            for stream in self._rows(opened, [Span.of(f"{xid}/") for xid in xids]):
-                async for xid, row in stream:
-                    found[xid].add(row)
         if self.provider is not None:
             for xid, facts in found.items():
                 async for entry in self.provider.entries(f"{xid}/"):
                     facts.add(entry)
+        async with self._services() as opened:
+            for stream in self._rows(opened, [Span.of(f"{xid}/") for xid in xids]):
+                async for xid, row in stream:
+                    found[xid].add(row)
         after = await self._orders(xids)
         moved = [xid for xid in xids if _mark(before.get(xid)) != _mark(after.get(xid))]
         for xid in xids:
