@@ -121,13 +121,12 @@ def _is_paid(facts: Facts) -> Iterator[Fault]:
     taken = money[chosen].taken_minor if chosen in money else 0
     if taken != due:
         yield Fault(chosen, f"{taken} was captured and {due} is due")
-    for other in money.values():
-        if other.key != chosen and other.taken_minor != other.back_minor:
+    for other in _kept(facts):
+        if other.key != chosen:
             yield _not_given_back(other)
 
 
 def _not_given_back(money: Money) -> Fault:
-    # A refund has a key of its own; whoever settles one by hand settles that.
     return Fault(money.key, f"{money.taken_minor} was captured and {money.back_minor} refunded")
 
 
@@ -176,12 +175,19 @@ def _gave_everything_back(facts: Facts) -> Iterator[Fault]:
 
 
 def _nothing_kept(facts: Facts) -> Iterator[Fault]:
+    return map(_not_given_back, _kept(facts))
+
+
+def _kept(facts: Facts) -> list[Money]:
+    """Return what was not given back; a refund settled by hand, by its own key, counts as given."""
     settled = {case.key for case in _order(facts).cases if case.by_hand}
-    for money in money_of(facts):
+
+    def is_settled(money: Money) -> bool:
         request = money.key.rsplit("/", 1)[-1]
-        refunds = {facts.key("refund/unfulfillable"), facts.key(f"refund/late-{request}")}
-        if money.taken_minor != money.back_minor and not refunds & settled:
-            yield _not_given_back(money)
+        names = ("refund/unfulfillable", f"refund/late-{request}")
+        return any(facts.key(name) in settled for name in names)
+
+    return [m for m in money_of(facts) if m.taken_minor != m.back_minor and not is_settled(m)]
 
 
 def _took_nothing(facts: Facts) -> Iterator[Fault]:
@@ -204,7 +210,7 @@ def _waits_for_the_decision(facts: Facts) -> Iterator[Fault]:
 
 
 def _one_pays(facts: Facts) -> Iterator[Fault]:
-    kept = [money for money in money_of(facts) if money.taken_minor > money.back_minor]
+    kept = _kept(facts)
     for money in kept[1:]:
         yield Fault(money.key, f"{len(kept)} payments of one order kept money")
 

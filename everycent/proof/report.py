@@ -43,6 +43,8 @@ class Totals(Message):
     refunded_to_balance: Mapping[str, int] = {}
     points_used: int = 0
     points_earned: int = 0
+    points_given_back: int = 0
+    points_taken_back: int = 0
 
 
 class AuditReport(Message):
@@ -55,6 +57,13 @@ class AuditReport(Message):
     tenant: str | None
     snapshots: dict[str, datetime]
     orders_moving: int = 0
+
+
+_POINTS = {
+    "earn": "points_earned",
+    "points-refund": "points_given_back",
+    "unearn": "points_taken_back",
+}
 
 
 @dataclass
@@ -117,8 +126,8 @@ class Sums:
                 self._add_money("refunded_to_balance", row.currency, row.amount)
             elif row.kind == "points_hold":
                 self.points["points_used"] += row.amount
-            elif row.kind == "points_booking" and row.key.endswith("/earn"):
-                self.points["points_earned"] += row.amount
+            elif row.kind == "points_booking":
+                self.points[_POINTS[row.key.rsplit("/", 1)[-1]]] += row.amount
 
     def _add_money(self, name: str, currency: str, minor: int) -> None:
         if minor:

@@ -45,6 +45,8 @@ async def test_a_shop_with_orders_of_every_kind_is_clean_and_adds_up(
     assert totals.captured_at_provider == {"EUR": 2933 + 2833}
     assert totals.captured_from_balance == {"EUR": 2733}
     assert (totals.minor_units_captured, totals.minor_units_refunded) == (8499, 2833)
+    assert (totals.points_used, totals.points_given_back) == (200 + 100, 100)
+    assert (totals.points_earned, totals.points_taken_back) == (29 + 27 + 28, 28)
     assert next(iter(report.snapshots)) == "order"
     assert report.snapshots["order"] == min(report.snapshots.values())
 
@@ -374,7 +376,7 @@ DAMAGES = {
         "order",
         ("DELETE FROM shop_order WHERE tenant = '{t}' AND order_id = 'card'",),
         (ORPHANS,),
-        "card/earn",
+        "card/reserve",
     ),
     "call without an answer": Damage(
         "payment",
