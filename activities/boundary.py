@@ -17,7 +17,7 @@ from everycent.errors import (
 
 @contextlib.contextmanager
 def errors_for_temporal() -> Iterator[None]:
-    """Give Temporal our class as the `type` of an ApplicationError: what is retried follows from it.
+    """Give Temporal our class as the `type` of an ApplicationError; what is retried follows.
 
     Transient and Unknown are sent again under the same key; Bug and InvalidRequest never are. A
     failed assert is a Bug: it stands before the write that it guards.
@@ -46,8 +46,3 @@ def error_of(error: ActivityError) -> EverycentError:
         if ours is not None:
             return ours(cause.message)
     return Unknown(f"{error.activity_type} gave no answer: {cause or error}")
-
-
-def is_definite(error: EverycentError) -> bool:
-    """Tell whether nothing was written: only Unknown leaves that open."""
-    return class_of(type(error)) is not Unknown

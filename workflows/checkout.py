@@ -7,10 +7,11 @@ refused, cancelled or the window over: decide ABORTING -> undo, newest first -> 
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeVar
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, RetryState
 
 with workflow.unsafe.imports_passed_through():
     from activities.boundary import error_of
@@ -38,7 +39,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from everycent.domain.outcome import Refusal
     from everycent.domain.payment import CaptureRefused, PaidAnyway, RedirectOpened
-    from everycent.errors import NotConfirmable, NothingTried, Unknown, class_of
+    from everycent.errors import NotConfirmable, NothingTried
     from workflows.attributes import STATUS, WAITS_FOR
     from workflows.checkout_steps import CheckoutSteps
     from workflows.repair import RepairDesk
@@ -89,10 +90,7 @@ class Checkout:
 
     async def _sell(self) -> OrderResult:
         opened = await self._open()
-        if opened.result is not None:
-            return self._tell(opened.result)
-        self._verdict = opened.verdict
-        if self._verdict.decision is Decision.OPEN:
+        if opened.verdict.decision is Decision.OPEN:
             await self._try_to_sell()
         else:
             self._adopt(opened)
@@ -100,7 +98,9 @@ class Checkout:
             await self._capture()
         if self._verdict.decision is Decision.COMMITTING:
             return await self._fulfil()
-        return await self._abort()
+        if self._verdict.decision is Decision.ABORTING:
+            return await self._abort()
+        return self._tell(await self._stored())
 
     # -- until the decision: everything can still be undone
 
@@ -210,7 +210,9 @@ class Checkout:
         if isinstance(answer, RedirectOpened):
             self._redirect_url = answer.url
             await self._mark(WaitsFor.PAYMENT)
-            answer = await self._while_wanted(self._steps.await_customer(payment), replaced)
+            answer = await self._while_wanted(
+                self._steps.await_customer(payment), replaced, self._steps.window_left
+            )
             await self._mark(WaitsFor.NOTHING)
         return answer if isinstance(answer, Refusal) else None
 
@@ -218,28 +220,34 @@ class Checkout:
         self,
         handle: workflow.ActivityHandle[T],
         replaced: Callable[[], bool] = lambda: False,
+        timeout: timedelta | None = None,
     ) -> T | Refusal:
         """Wait for a step, unless the order is cancelled, its window ends or the step is replaced.
 
-        The step may still run then: its undo finds out what became of it.
+        The step may still run then, and nobody asks for its answer any more: the undo that comes
+        next finds out what became of it, and a late attempt finds the tombstone.
         """
-        await workflow.wait_condition(
-            lambda: handle.done() or self._cancel is not None or replaced()
-        )
-        if not handle.done():
-            handle.cancel()
-            self._check_cancelled()
-            return Replaced()
+        handle.add_done_callback(_forget)
         try:
-            return await handle
+            await workflow.wait_condition(
+                lambda: handle.done() or self._cancel is not None or replaced(),
+                timeout=timeout,
+                timeout_summary="payment window",
+            )
+            if handle.done():
+                return await handle
+        except TimeoutError:
+            raise RefusedError(OrderStatus.EXPIRED, self._expired()) from None
         except ActivityError as error:
             self._stop_trying(error)
+        self._check_cancelled()
+        return Replaced()
 
     def _stop_trying(self, error: ActivityError) -> NoReturn:
         ours = error_of(error)
-        if class_of(type(ours)) is Unknown and workflow.now() >= self._steps.window_ends_at:
+        if error.retry_state is RetryState.TIMEOUT:  # The window is the only limit of these steps.
             raise RefusedError(OrderStatus.EXPIRED, self._expired()) from error
-        workflow.logger.error("a step failed before the decision", extra={"reason": str(ours)})
+        workflow.logger.error("a step failed before the decision: %s", ours)
         raise RefusedError(OrderStatus.REJECTED, f"{type(ours).__name__}: {ours}") from error
 
     def _check_cancelled(self) -> None:
@@ -250,7 +258,11 @@ class Checkout:
         return f"not paid within {self._order.payment_window_seconds} s"
 
     async def _decide(self, wanted: Verdict, pivot_refusal: Refusal | None = None) -> None:
-        """Write the decision; who loses the race adopts what the winner wrote."""
+        """Write the decision; who loses the race adopts what the winner wrote.
+
+        An order that another run has opened too is undone whole: every step gets its tombstone, so
+        that nothing the other run has begun is left, or comes later.
+        """
         self._deciding = True
         evidence = None if pivot_refusal is None else pivot_refusal.model_dump(mode="json")
         self._verdict = await self._desk.must(
@@ -258,7 +270,7 @@ class Checkout:
             self._order.step_key("decide"),
             lambda: self._steps.decide(wanted, evidence),
         )
-        if self._verdict != wanted:
+        if self._verdict.shared or not self._verdict.agrees_with(wanted):
             self._adopt(await self._open())
 
     def _adopt(self, opened: OpenedOrder) -> None:
@@ -334,7 +346,7 @@ class Checkout:
             except ActivityError as error:
                 if not isinstance(error_of(error), NothingTried | NotConfirmable):
                     raise
-                workflow.logger.error("a paid order has no stock", extra={"reason": str(error)})
+                workflow.logger.error("a paid order has no stock: %s", error.cause)
                 return False
             return True
 
@@ -429,6 +441,12 @@ class Checkout:
             await asyncio.gather(*(self._desk.repair(step) for step in parked))
             self._saga.undone += [step.name for step in parked]
         return await self._close(self._verdict.status)
+
+    async def _stored(self) -> OrderResult:
+        """Return the result of an order that another run has ended."""
+        result = (await self._open()).result
+        assert result is not None, "a final order has a result"
+        return result
 
     async def _close(self, status: OrderStatus) -> OrderResult:
         order, aborted = self._order, self._verdict.decision is Decision.ABORTING
@@ -578,6 +596,12 @@ class Checkout:
         reason = workflow.cancellation_reason() or "cancelled in Temporal"
         if not self._deciding:
             self._cancel = self._cancel or CancelOrder(reason=reason)
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Look at the outcome that nobody awaits, so that it is not reported as lost."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Replaced(Refusal):

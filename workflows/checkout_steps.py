@@ -127,7 +127,12 @@ class CheckoutSteps:
         """Write the order down, or learn how far it has come."""
         return await workflow.execute_activity_method(
             OrderActivities.open_order,
-            OpenOrder(order=self._order, at=workflow.now(), driver=workflow.info().workflow_id),
+            OpenOrder(
+                order=self._order,
+                at=workflow.now(),
+                driver=workflow.info().workflow_id,
+                run=workflow.info().run_id,
+            ),
             task_queue=tries("order"),
             summary="open the order",
             **DATABASE_STEP,
@@ -344,7 +349,7 @@ class CheckoutSteps:
             AwaitCustomer(**self._step("pay", payment.request_id)),
             task_queue=tries("payment"),
             summary=f"has the customer paid {payment.request_id}?",
-            **self._within_window(POLL_STEP),
+            **POLL_STEP,
         )
 
     async def capture(self, request_id: str) -> CaptureAnswer:

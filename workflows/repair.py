@@ -71,10 +71,13 @@ class RepairDesk:
             )
 
     async def _until_done(self, step: ParkedStep, proposals: tuple[str, ...]) -> Any:
+        tried_again = False
         while True:
             settled_by_hand = await self._park(step, proposals)
             if settled_by_hand:
                 return self._done(step.key, None)
+            if tried_again:
+                self._answer(step.key, RepairAnswer(done=False, error=step.error))
             order = await self._next_order(step.key)
             if order.action == "resolve":
                 await self._settle(order, by_hand=True)
@@ -83,15 +86,12 @@ class RepairDesk:
             if not isinstance(done, ParkedStep):
                 await self._settle(order, by_hand=False)
                 return self._done(step.key, done)
-            step = done
-            self._answer(step.key, RepairAnswer(done=False, error=step.error))
+            step, tried_again = done, True
 
     async def _park(self, step: ParkedStep, proposals: tuple[str, ...]) -> bool:
         """Write the case down; True if a person had settled it by hand in an earlier run."""
         self.parked[step.key] = (step, proposals)
-        workflow.logger.error(
-            "a step is parked", extra={"step": step.name, "key": step.key, "error": step.error}
-        )
+        workflow.logger.error("parked %s (%s): %s", step.name, step.key, step.error)
         counter = workflow.metric_meter().create_counter(
             "everycent_parked_steps", "Steps that did not succeed within their budget."
         )

@@ -57,6 +57,7 @@ async def open_order(
     first = {_id(r.order): r for r in reversed(requests)}
     won = await _insert_orders(tx, [first[key] for key in sorted(first)])
     await _insert_first_attempts(tx, [first[key] for key in won])
+    await _note_other_runs(tx, {_id(r.order): r.run for r in requests if _id(r.order) not in won})
     rows = await _rows(tx, list(first))
     attempts = await _attempts_of(tx, list(first))
     return [_opened(rows[_id(r.order)], attempts.get(_id(r.order), ()), r) for r in requests]
@@ -257,14 +258,17 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
     result = await tx.execute(
         text(
             "INSERT INTO shop_order (tenant, order_id, customer, currency, total_minor, request,"
-            " request_hash, hash_version, driver, opened_at, opened_on, window_ends_at, moved_at)"
+            " request_hash, hash_version, driver, run, opened_at, opened_on, window_ends_at,"
+            " moved_at)"
             " SELECT tenant, order_id, customer, currency, total, request::jsonb, hash,"
-            " CAST(:version AS smallint), driver, at, (at AT TIME ZONE 'UTC')::date, ends, at"
+            " CAST(:version AS smallint), driver, run, at, (at AT TIME ZONE 'UTC')::date, ends, at"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]),"
             " CAST(:customers AS text[]), CAST(:currencies AS text[]), CAST(:totals AS bigint[]),"
             " CAST(:requests AS text[]), CAST(:hashes AS text[]), CAST(:drivers AS text[]),"
+            " CAST(:runs AS text[]),"
             " CAST(:ats AS timestamptz[]), CAST(:ends AS timestamptz[]))"
-            " AS new (tenant, order_id, customer, currency, total, request, hash, driver, at, ends)"
+            " AS new (tenant, order_id, customer, currency, total, request, hash, driver, run, at,"
+            " ends)"
             f" {_IN_ORDER} ON CONFLICT (tenant, order_id) DO NOTHING RETURNING tenant, order_id"
         ),
         {
@@ -276,11 +280,29 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
             "requests": [order.model_dump_json() for order in orders],
             "hashes": [request_hash(order, order.HASHED) for order in orders],
             "drivers": [r.driver for r in requests],
+            "runs": [r.run for r in requests],
             "ats": [r.at for r in requests],
             "ends": [r.at + timedelta(seconds=r.order.payment_window_seconds) for r in requests],
         },
     )
     return [(row.tenant, row.order_id) for row in result]
+
+
+async def _note_other_runs(tx: AsyncConnection, runs: Mapping[OrderId, str]) -> None:
+    """Mark the orders that another run has opened before: whoever undoes them undoes every step."""
+    if not runs:
+        return
+    keys = sorted(runs)
+    await tx.execute(
+        text(
+            "UPDATE shop_order AS o SET shared = true"
+            " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]), CAST(:runs AS text[]))"
+            " AS new (tenant, order_id, run)"
+            " WHERE o.tenant = new.tenant AND o.order_id = new.order_id"
+            " AND o.run <> new.run AND NOT o.shared"
+        ),
+        {**_ids(keys), "runs": [runs[key] for key in keys]},
+    )
 
 
 async def _insert_first_attempts(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> None:
@@ -322,7 +344,7 @@ async def _rows(
     result = await tx.execute(
         text(
             "SELECT tenant, order_id, request, request_hash, hash_version, decision, attempt,"
-            " abort_status, reason, opened_at, opened_on, window_ends_at, result"
+            " abort_status, reason, shared, opened_at, opened_on, window_ends_at, result"
             f" FROM shop_order WHERE {_THESE} {_IN_ORDER} {lock}"
         ),
         _ids(keys),
@@ -366,6 +388,7 @@ def _verdict(row: Row[Any]) -> Verdict:
         attempt=row.attempt,
         status=OrderStatus(row.abort_status or OrderStatus.PENDING),
         reason=row.reason,
+        shared=row.shared,
     )
 
 

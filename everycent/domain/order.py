@@ -1,7 +1,7 @@
 """The order: what was asked, the one decision about it, how it ended, and its repair cases.
 
-decision: OPEN -> COMMITTING -> COMMITTED, OPEN -> ABORTING -> ABORTED, and COMMITTING -> ABORTING only
-on a stored refusal of the pivot. It moves by a guarded write; who loses adopts the winner's.
+decision: OPEN -> COMMITTING -> COMMITTED, OPEN -> ABORTING -> ABORTED, and COMMITTING -> ABORTING
+only on a stored refusal of the pivot. It moves by a guarded write; who loses adopts the winner's.
 """
 
 from datetime import date
@@ -50,7 +50,7 @@ class WaitsFor(StrEnum):
 
 
 class CardPayment(Message):
-    """A card that the provider knows by its token: authorised first, captured after the decision."""
+    """A card that the provider knows by its token: authorised now, captured when it is decided."""
 
     method: Literal["card"] = "card"
     request_id: Id = "first"
@@ -87,8 +87,8 @@ class OrderLine(Message):
 class PlaceOrder(Message):
     """An order as the shop hands it in. Amounts are minor units and stay as quoted.
 
-    `points` is how many of the customer's points pay a part, one minor unit each. `payment` pays the
-    rest (`due_minor`) and may be missing only when nothing is left to pay.
+    `points` is how many of the customer's points pay a part, one minor unit each. `payment` pays
+    the rest (`due_minor`) and may be missing only when nothing is left to pay.
     """
 
     HASHED: ClassVar = (
@@ -106,7 +106,7 @@ class PlaceOrder(Message):
 
     @classmethod
     def from_door(cls, document: str | bytes) -> Self:
-        """Read an order that a person or another system hands in as JSON; unknown fields are refused.
+        """Read an order that a person or another system hands in; unknown fields are refused.
 
         Raises InvalidRequest with one line that names each field at fault.
         """
@@ -169,11 +169,15 @@ class OrderRequest(Message):
 
 
 class OpenOrder(Message):
-    """Write the order down before anything else happens, once per id; `driver` is a workflow id."""
+    """Write the order down before anything else happens, once per id.
+
+    `driver` is the workflow's id and `run` its run: another run that opens the order shares it.
+    """
 
     order: PlaceOrder
     at: AwareDatetime
     driver: str
+    run: str
 
 
 class Verdict(Message):
@@ -184,6 +188,11 @@ class Verdict(Message):
     attempt: Id | None = None  # The payment attempt that is captured, if money is due.
     status: OrderStatus = OrderStatus.PENDING  # Where an abort leads.
     reason: str = ""
+    shared: bool = False  # Another run has opened the order too: it may have begun any step.
+
+    def agrees_with(self, other: "Verdict") -> bool:
+        """Tell whether both say the same about the order, whoever else has opened it."""
+        return self.model_copy(update={"shared": other.shared}) == other
 
 
 class OrderResult(Message):
@@ -204,7 +213,7 @@ class OrderResult(Message):
 
 
 class OpenedOrder(Message):
-    """The order is in the books: new, or as far as it had come. `result` is there once it is final."""
+    """The order is in the books: new, or as far as it had come; final once `result` is there."""
 
     kind: Literal["opened"] = "opened"
     opened_at: AwareDatetime
@@ -340,6 +349,7 @@ def move(verdict: Verdict, request: Decide) -> Verdict:
         attempt=request.attempt if request.to is Decision.COMMITTING else verdict.attempt,
         status=request.status,
         reason=request.reason,
+        shared=verdict.shared,
     )
 
 
@@ -382,8 +392,8 @@ class RepairAnswer(Message):
 class Placement(Message):
     """How far an order has come, told as soon as there is something to tell the customer.
 
-    `waits_for` payment with the last refusal, or a page to pay on (`redirect_url`), wants the customer;
-    otherwise the order is decided, and final once `result` is there.
+    `waits_for` payment with the last refusal, or a page to pay on (`redirect_url`), wants the
+    customer; otherwise the order is decided, and final once `result` is there.
     """
 
     order_id: str

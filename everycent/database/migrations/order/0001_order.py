@@ -25,6 +25,8 @@ CREATE TABLE shop_order (
     status text NOT NULL DEFAULT 'PENDING',
     waits_for text NOT NULL DEFAULT 'nothing',
     driver text NOT NULL,
+    run text NOT NULL,
+    shared boolean NOT NULL DEFAULT false,
     opened_at timestamptz NOT NULL,
     opened_on date NOT NULL,
     window_ends_at timestamptz NOT NULL,
