@@ -68,6 +68,7 @@ class Checkout:
         self._desk = RepairDesk(self._steps)
         self._saga = Saga()
         self._verdict = Verdict(decision=Decision.OPEN)
+        self._opened = False
         self._deciding = False
         self._cancel: CancelOrder | None = None
         self._payments: dict[int, Payment] = {}  # By number, from 1, as they were written down.
@@ -109,6 +110,7 @@ class Checkout:
         if isinstance(opened, OrderDiffers):
             self._differs = differs(self._order, opened.fields)
             raise self._differs
+        self._opened = True
         self._steps.opened_on = opened.opened_on
         self._steps.window_ends_at = opened.window_ends_at
         self._payments = dict(enumerate(opened.attempts, start=1))
@@ -567,6 +569,7 @@ class Checkout:
     @workflow.update
     async def pay(self, request: PayOrder) -> AttemptAnswer:
         """Name another payment for an order whose last one was refused or takes too long."""
+        await workflow.wait_condition(lambda: self._opened)
         answer = await self._steps.add_attempt(request.payment)
         if isinstance(answer, AttemptAdded):
             self._payments.setdefault(answer.number, request.payment)
