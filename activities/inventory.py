@@ -1,4 +1,4 @@
-"""The inventory service's activities; what they guarantee is said in `everycent.database.inventory`."""
+"""The inventory service's activities; their guarantees: see `everycent.database.inventory`."""
 
 from temporalio import activity
 

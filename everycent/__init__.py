@@ -1,1 +1,1 @@
-"""everycent: order, payment and inventory transactions on Temporal, exact to the cent and the unit."""
+"""everycent: order, payment and inventory transactions on Temporal, exact to the cent."""

@@ -4,5 +4,5 @@ from datetime import UTC, datetime
 
 
 def now() -> datetime:
-    """Return the present moment, aware, in UTC. For starters and edges only, never for a decision."""
+    """Return the present moment in UTC; for starters and edges only, never for a decision."""
     return datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Connections and the only COMMIT of the platform; a driver's error becomes one of our classes here."""
+"""Connections and the only COMMIT; a driver's error becomes one of our classes here."""
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
@@ -32,8 +32,8 @@ class Database:
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Open a READ COMMITTED transaction and commit it at the end; the only commit there is.
 
-        Raises Transient when nothing was kept, and Unknown when the connection died while the COMMIT
-        was under way: send the same operation again, its claim waits for the old transaction.
+        Raises Transient when nothing was kept, and Unknown when the connection died while the
+        COMMIT was under way: send the same operation again, its claim waits for the old one.
         """
         with _translated():
             connection = await self.engine.connect()
@@ -67,7 +67,7 @@ class Database:
 
 
 def assert_no_transaction() -> None:
-    """Stop a network call that would be made while this task holds a transaction (design rule 11)."""
+    """Stop a network call that would be made inside a transaction of this task (design rule 11)."""
     if _in_transaction.get():
         raise Bug("a call to the outside was made inside a database transaction")
 
@@ -132,6 +132,8 @@ def _translated() -> Iterator[None]:
     except DBAPIError as error:
         if _is_transient(error):
             raise Transient(f"the database gave up: {error.orig}") from error
+        if (sqlstate_of(error) or "").startswith("22"):  # A value that no column can hold.
+            raise Bug(f"the database refused a value: {error.orig}") from error
         raise
     except (OSError, TimeoutError) as error:
         raise Unreachable(f"the database cannot be reached: {error}") from error
@@ -139,7 +141,7 @@ def _translated() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _commit_in_doubt() -> Iterator[None]:
-    """Turn an error during COMMIT into ours: a refusal of the server is a no, silence is Unknown."""
+    """Turn an error during COMMIT into ours: a refusal is a no, silence is Unknown."""
     try:
         yield
     except DBAPIError as error:

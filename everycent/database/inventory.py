@@ -189,6 +189,8 @@ async def _add_skus(tx: AsyncConnection, skus: Iterable[tuple[str, str]]) -> Non
         text(
             "INSERT INTO stock (tenant, sku) SELECT tenant, sku"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:skus AS text[])) AS new (tenant, sku)"
+            " WHERE NOT EXISTS (SELECT FROM stock AS s"
+            " WHERE s.tenant = new.tenant AND s.sku = new.sku)"
             ' ORDER BY tenant COLLATE "C", sku COLLATE "C" ON CONFLICT (tenant, sku) DO NOTHING'
         ),
         {"tenants": [tenant for tenant, _ in wanted], "skus": [sku for _, sku in wanted]},

@@ -29,7 +29,7 @@ APPEND_ONLY: dict[ServiceName, tuple[str, ...]] = {
 async def migrate(settings: Settings) -> list[str]:
     """Migrate every service that has an owner DSN; return a line per service, what it is at now.
 
-    Safe to run again and at the same time as another: an advisory lock per database lets one through.
+    Safe to run again and at the same time as another: an advisory lock lets one through.
     """
     missing = [name for name in SERVICES if name not in settings.owner]
     if missing:

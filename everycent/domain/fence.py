@@ -40,7 +40,7 @@ class FenceState(StrEnum):
 
 @dataclass(frozen=True)
 class FenceRow:
-    """The fence's part of a resource row. A row made by a tombstone has no hash and no `try_answer`."""
+    """The fence's part of a resource row; a tombstone has no hash and no `try_answer`."""
 
     key: str
     state: FenceState
@@ -81,7 +81,7 @@ def judge_confirm(row: FenceRow | None, key: str) -> Verdict:
     """Say what a Confirm does to the row it found."""
     if row is None:
         return NothingTried(f"{key} was never tried")
-    if row.state is FenceState.CONFIRMED:
+    if row.state is FenceState.CONFIRMED and row.end_answer is not None:
         return Repeat(row.end_answer)
     if row.state is FenceState.TRIED and row.try_answer is not None:
         return Proceed()

@@ -16,19 +16,13 @@ Units = Annotated[int, Field(strict=True, gt=0, le=10**9)]
 
 
 class Message(BaseModel):
-    """Base of what crosses a boundary of ours; newer senders may add fields, so unknown ones pass."""
+    """Base of what crosses a boundary of ours; unknown fields pass, the sender may be newer."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Document(BaseModel):
-    """Base of what people hand in (CLI, HTTP, files): unknown fields are refused at the door."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class StepRequest(Message):
-    """Ask for one business step, once per `key` (design rule 2): `<tenant>/<order>/<step>[/<request>]`.
+    """Ask for one business step, once per `key`: `<tenant>/<order>/<step>[/<request>]`.
 
     `at` is the business time and `opened_on` the order's opening day; both lie outside the hash.
     `HASHED` names the business fields that must be equal when a key is repeated.
@@ -68,7 +62,7 @@ _CANONICAL: dict[int, Callable[[BaseModel, tuple[str, ...]], bytes]] = {1: _cano
 
 
 def request_hash(request: BaseModel, fields: tuple[str, ...], version: int = HASH_VERSION) -> str:
-    """Hash the named business fields in their canonical form; the version is stored beside the hash.
+    """Hash the named business fields in canonical form; the version is stored beside the hash.
 
     Rows written under an older version are compared under that version.
     """

@@ -44,7 +44,6 @@ from everycent.domain.account import Deposit
 from everycent.domain.inventory import ReceiveStock
 from everycent.domain.message import order_of
 from everycent.domain.order import (
-    BalancePayment,
     CardPayment,
     OrderLine,
     OrderResult,
@@ -63,6 +62,7 @@ from workers.queues import WORKFLOWS, finishes, tries
 from workflows.catalog import FLOWS
 from workflows.checkout import Checkout
 
+GOOD_CARD = CardPayment(card_token="tok_ok")
 Hook = Callable[[], Awaitable[None]]
 
 
@@ -83,7 +83,10 @@ class Trouble(Interceptor):
         self.faults: dict[tuple[str, str], list[Fault]] = defaultdict(list)
         self.log: dict[str, list[str]] = defaultdict(list)
 
-    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+    def intercept_activity(
+        self,
+        next: ActivityInboundInterceptor,  # noqa: A002
+    ) -> ActivityInboundInterceptor:
         return _Troubled(next, self)
 
     def strike(self, order: str, name: str, *, after: bool) -> Fault | None:
@@ -96,11 +99,11 @@ class Trouble(Interceptor):
 
 
 class _Troubled(ActivityInboundInterceptor):
-    def __init__(self, next: ActivityInboundInterceptor, trouble: Trouble) -> None:
-        super().__init__(next)
+    def __init__(self, inner: ActivityInboundInterceptor, trouble: Trouble) -> None:
+        super().__init__(inner)
         self._trouble = trouble
 
-    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         name = activity.info().activity_type
         order = _order_of(input.args[0])
         self._trouble.log[order].append(name)
@@ -150,7 +153,7 @@ class Shop:
         *,
         units: int = 2,
         amount_minor: int = 2933,
-        payment: Payment | None = CardPayment(card_token="tok_ok"),
+        payment: Payment | None = GOOD_CARD,
         **changes: Any,
     ) -> PlaceOrder:
         line = OrderLine(sku="LAMP", units=units, amount_minor=amount_minor)
@@ -272,10 +275,10 @@ async def temporal() -> AsyncIterator[WorkflowEnvironment]:
         AddSearchAttributesRequest(
             namespace=env.client.namespace,
             search_attributes={
-                **dict.fromkeys(
-                    (f"Everycent{n}" for n in ("Tenant", "Order", "Customer", "Status", "WaitsFor")),
-                    keyword,
-                ),
+                **{
+                    f"Everycent{noun}": keyword
+                    for noun in ("Tenant", "Order", "Customer", "Status", "WaitsFor")
+                },
                 "EverycentAmountMinor": IndexedValueType.INDEXED_VALUE_TYPE_INT,
                 "EverycentSkus": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD_LIST,
             },
@@ -306,9 +309,7 @@ async def trouble(
 ) -> AsyncIterator[Trouble]:
     """Every worker of the platform in this process, workflows in the full sandbox."""
     trouble = Trouble()
-    gateway = HttpPaymentProvider(
-        provider, api_key=Options().api_key, guard=assert_no_transaction
-    )
+    gateway = HttpPaymentProvider(provider, api_key=Options().api_key, guard=assert_no_transaction)
     nouns: dict[ServiceName, object] = {
         "order": OrderActivities(databases["order"]),
         "inventory": InventoryActivities(databases["inventory"]),
@@ -359,6 +360,3 @@ async def shop(
         trouble,
     )
     await reader.close()
-
-
-__all__ = ["BalancePayment", "Shop"]

@@ -1,4 +1,4 @@
-"""Lost replies, failing steps and failing undos, cancellations in the middle, two drivers at once."""
+"""Lost replies, failing steps, failing undos, cancellations in the middle, two drivers."""
 
 import asyncio
 from typing import Any
@@ -98,7 +98,8 @@ async def test_a_step_that_fails_for_good_undoes_all_that_may_have_run_newest_fi
     begun = TRY_STEPS[: TRY_STEPS.index(step) + 1]
     undos = ("release stock", "release points", "void payment first")[: len(begun)]
     assert result.undone == tuple(reversed(undos))
-    assert [name for name in shop.ran() if name in UNDOS] == list(reversed(UNDOS[::-1][: len(begun)]))
+    ran = [name for name in shop.ran() if name in UNDOS]
+    assert ran == list(UNDOS[-len(begun) :])
     await assert_nothing_moved(shop)
 
 
@@ -213,9 +214,7 @@ async def test_a_cancellation_in_the_middle_of_the_undos_drops_none(shop: Shop, 
     await assert_nothing_moved(shop)
 
 
-@pytest.mark.parametrize(
-    "step", ["payment.capture", "inventory.commit_stock", "order.close_order"]
-)
+@pytest.mark.parametrize("step", ["payment.capture", "inventory.commit_stock", "order.close_order"])
 async def test_a_cancellation_after_the_decision_changes_nothing(shop: Shop, step: str) -> None:
     await stocked(shop)
     handle = await shop.start(shop.order(points=33))

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from sqlalchemy import text
 
+from everycent.database.engine import Database
 from everycent.domain.order import (
     AttemptAdded,
     BalancePayment,
@@ -17,7 +18,8 @@ from everycent.domain.order import (
     RedirectPayment,
     WaitsFor,
 )
-from starters.checkouts import OrderDiffersError, TooLateError
+from everycent.settings import ServiceName
+from starters.refusals import OrderDiffersError, TooLateError
 from tests.workflows.conftest import Shop
 from workflows.checkout import Checkout
 
@@ -34,7 +36,7 @@ async def test_a_paid_order_is_confirmed_and_its_stock_sold(shop: Shop) -> None:
     assert await shop.charged() == [("captured", 2933, 0)]
     [transfer] = await shop.rows("ledger", "transfer")
     assert transfer["state"] == "CONFIRMED"
-    [earned] = [row for row in await shop.rows("points", "points_booking")]
+    [earned] = await shop.rows("points", "points_booking")
     assert earned["try_answer"]["points"] == 29
 
 
@@ -53,7 +55,7 @@ async def test_an_order_without_stock_is_rejected_and_leaves_no_trace(shop: Shop
 async def test_two_lines_of_one_sku_are_checked_as_their_sum(shop: Shop) -> None:
     """Three and three of five is refused, and nothing is held.
 
-    Red when: `allocate` checks each line against the shelf before the other line has taken its units.
+    Red when: `allocate` checks each line against the shelf before the other has taken its units.
     """
     await shop.receive(5)
     line = OrderLine(sku="LAMP", units=3, amount_minor=100)
@@ -115,7 +117,7 @@ async def test_a_redirect_that_nobody_pays_expires(shop: Shop) -> None:
 
 @pytest.mark.requirement("AC1.5", "T5")
 async def test_money_that_comes_as_the_window_ends_is_refunded_once(shop: Shop) -> None:
-    """The customer pays on the provider's page while the order is being undone: the money goes back.
+    """The customer pays on the provider's page while the order is undone: the money goes back.
 
     Red when: a void that finds the money taken counts as done without a refund.
     """
@@ -244,7 +246,7 @@ async def test_a_refused_capture_is_the_only_way_back_from_committing(shop: Shop
 
 @pytest.mark.requirement("AC1.3", "AC11.3")
 async def test_a_paid_order_whose_stock_is_gone_is_refunded_in_full_once(
-    shop: Shop, owners: dict
+    shop: Shop, owners: dict[ServiceName, Database]
 ) -> None:
     """The hold vanishes after the capture: one refund of the whole amount, the sale booked back.
 
