@@ -55,6 +55,7 @@ lock:
 	$(COMPILE) --all-extras --group dev -o requirements-dev.lock
 	$(COMPILE) --extra embedded -o requirements-embedded.lock
 	$(COMPILE) -o requirements.lock
+	$(COMPILE:pyproject.toml=) --group build -o requirements-build.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -1,7 +1,9 @@
 """Whether everything that an order needs answers, and what helps if not."""
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+import socket
+from collections.abc import Awaitable, Collection, Iterator
+from datetime import UTC, timedelta
 
 import httpx
 from sqlalchemy import text
@@ -9,23 +11,27 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
-from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.taskqueue.v1 import PollerInfo, TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError
 
+from everycent import clock
 from everycent.database.engine import Database
 from everycent.database.migrate import head_of
 from everycent.domain.message import Message
 from everycent.errors import EverycentError
 from everycent.settings import SERVICES, PoolSettings, ServiceName, Settings
 from starters.client import connect
+from workers.composition import WORKERS, worker_name
 from workers.queues import WORKFLOWS, finishes, tries
 from workflows import attributes
 
 ONE_CONNECTION = PoolSettings(size=1, wait_seconds=3.0)
 HTTP_SECONDS = 3.0
+PROVIDER = "provider"  # The one part that is no worker.
+POLL_IS_RECENT = timedelta(seconds=90)  # A poll that finds nothing waits a minute.
 
 
 class Finding(Message):
@@ -51,7 +57,29 @@ async def check_all(settings: Settings) -> tuple[Finding, ...]:
         if role != "owner" or dsns  # Only `migrate` needs the owner.
         for service in SERVICES
     ]
-    checks: list[Awaitable[list[Finding]]] = [*databases, _provider(settings), _temporal(settings)]
+    return await _all([*databases, _provider(settings), _temporal(settings, WORKERS)])
+
+
+async def check_only(settings: Settings, part: str) -> tuple[Finding, ...]:
+    """Check what one worker needs, and that it polls from this host; or the provider alone.
+
+    It is the health check of a container: it asks with what the worker itself is given.
+    """
+    if part == PROVIDER:
+        return await _all([_provider(settings)])
+    name = worker_name(part)
+    checks: list[Awaitable[list[Finding]]] = [_temporal(settings, (name,), here=True)]
+    if name == "payment":
+        checks.append(_provider(settings))
+    if name != "workflows":
+        dsn = settings.database.get(name)
+        checks.append(
+            _database(name, "worker", dsn) if dsn else _unnamed(name, "worker", "DATABASE")
+        )
+    return await _all(checks)
+
+
+async def _all(checks: list[Awaitable[list[Finding]]]) -> tuple[Finding, ...]:
     return tuple(finding for found in await asyncio.gather(*checks) for finding in found)
 
 
@@ -101,7 +129,9 @@ async def _provider(settings: Settings) -> list[Finding]:
     return [Finding(what="payment provider", ok=True, says=settings.provider.url)]
 
 
-async def _temporal(settings: Settings) -> list[Finding]:
+async def _temporal(
+    settings: Settings, workers: Collection[str], *, here: bool = False
+) -> list[Finding]:
     try:
         client = await connect(settings)
         await client.workflow_service.describe_namespace(
@@ -115,7 +145,9 @@ async def _temporal(settings: Settings) -> list[Finding]:
     return [
         Finding(what="Temporal", ok=True, says=where),
         await _search_attributes(client),
-        *await asyncio.gather(*(_queue(client, *queue) for queue in _queues())),
+        *await asyncio.gather(
+            *(_queue(client, *queue, here=here) for queue in _queues() if queue[0] in workers)
+        ),
     ]
 
 
@@ -143,15 +175,25 @@ def _queues() -> Iterator[tuple[str, str, TaskQueueType.ValueType]]:
 
 
 async def _queue(
-    client: Client, worker: str, queue: str, kind: "TaskQueueType.ValueType"
+    client: Client, worker: str, queue: str, kind: "TaskQueueType.ValueType", *, here: bool
 ) -> Finding:
     answer = await client.workflow_service.describe_task_queue(
         DescribeTaskQueueRequest(
             namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind
         )
     )
-    what, polling = f"task queue {queue}", len(answer.pollers)
+    polling = sum(not here or _is_of_this_host(poller) for poller in answer.pollers)
+    what, where = f"task queue {queue}", " from this host" if here else ""
     if not polling:
         fix = f"start one: `everycent worker {worker}`"
-        return Finding(what=what, ok=False, says="no worker polls", fix=fix)
-    return Finding(what=what, ok=True, says=f"{polling} worker{'s' * (polling > 1)} polling")
+        return Finding(what=what, ok=False, says=f"no worker polls{where}", fix=fix)
+    says = f"{polling} worker{'s' * (polling > 1)} polling{where}"
+    return Finding(what=what, ok=True, says=says)
+
+
+def _is_of_this_host(poller: PollerInfo) -> bool:
+    """Tell whether a process of this host polls; the server remembers dead ones for a while."""
+    last = poller.last_access_time.ToDatetime(tzinfo=UTC)
+    return (
+        poller.identity.endswith(f"@{socket.gethostname()}") and clock.now() - last < POLL_IS_RECENT
+    )

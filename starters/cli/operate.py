@@ -43,9 +43,19 @@ def worker(
     run(_work(name, data_dir))
 
 
-def check(as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+def check(
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="Only what this worker, or `provider`, needs: the health check of a container.",
+            show_default="everything",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
     """Reach every dependency and say what is wrong and what helps; exit code 4 if anything is."""
-    findings = run(_check(data_dir))
+    findings = run(_check(only, data_dir))
     if as_json:
         print_json(list(findings))
     else:
@@ -135,11 +145,13 @@ async def _work(name: str, data_dir: Path) -> None:
     await run_worker(known, load(data_dir, known))
 
 
-async def _check(data_dir: Path) -> "tuple[Finding, ...]":
+async def _check(only: str | None, data_dir: Path) -> "tuple[Finding, ...]":
     from everycent.settings import SERVICES, load
-    from starters.checks import check_all
+    from starters.checks import check_all, check_only
 
-    return await check_all(load(data_dir, *SERVICES, "reader", "owner"))
+    if only is None:
+        return await check_all(load(data_dir, *SERVICES, "reader", "owner"))
+    return await check_only(load(data_dir, only), only)
 
 
 async def _audit(tenant: str | None, data_dir: Path) -> "AuditReport":

@@ -132,6 +132,11 @@ def migrate(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
 def simulator(
     port: Annotated[int, typer.Option(min=1, max=65_535)],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    public_url: Annotated[
+        str | None,
+        typer.Option(help="By which customers reach it.", show_default="http://HOST:PORT"),
+    ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Run the payment provider simulator; `up` does it for you."""
@@ -139,15 +144,14 @@ def simulator(
         from everycent.settings import load
         from everycent.simulator.desk import Options
         from everycent.simulator.serve import serve
-        from everycent.stack.ports import LOOPBACK
 
         provider = load(data_dir).provider
         options = Options(
             api_key=provider.api_key,
             webhook_secret=provider.webhook_secret,
-            public_url=f"http://{LOOPBACK}:{port}",
+            public_url=public_url or f"http://{host}:{port}",
         )
-        serve(LOOPBACK, port, data_dir / "simulator.db", options)
+        serve(host, port, data_dir / "simulator.db", options)
 
 
 def _run_here(data_dir: Path, given: dict[str, int], workers: str, parts: list[Part]) -> None:

@@ -1,0 +1,58 @@
+"""The parts for people who have flows, databases and a Temporal of their own; README shows them.
+
+Each name is imported when it is asked for: a workflow that takes `Saga` gets Temporal's SDK and the
+standard library, and no database driver into its sandbox.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from everycent.database.fence import (
+        Claims,
+        FenceTable,
+        claim_cancels,
+        claim_tries,
+        lock_for_confirm,
+        store_ends,
+        store_tries,
+    )
+    from everycent.database.fence_ddl import fence_table
+    from everycent.domain.fence import FenceState
+    from everycent.domain.message import Message, StepRequest
+    from everycent.domain.outcome import Refusal
+    from everycent.proof.audit import audit
+    from everycent.proof.report import AuditReport
+    from workflows.saga import ParkedStep, Saga, attempt, uninterrupted
+
+__all__ = (
+    "AuditReport", "Claims", "FenceState", "FenceTable", "Message", "ParkedStep", "Refusal", "Saga",
+    "StepRequest", "attempt", "audit", "claim_cancels", "claim_tries", "fence_table",
+    "lock_for_confirm", "store_ends", "store_tries", "uninterrupted",
+)  # fmt: skip
+
+# In a wheel our `workflows` lies inside our own name: somebody else's may be installed beside us.
+_BUNDLED = (Path(__file__).parent / "_bundle").is_dir()
+_SAGA = "everycent._bundle.workflows.saga" if _BUNDLED else "workflows.saga"
+_HOMES = {
+    _SAGA: ("ParkedStep", "Saga", "attempt", "uninterrupted"),
+    "everycent.database.fence": (
+        "Claims", "FenceTable", "claim_cancels", "claim_tries", "lock_for_confirm", "store_ends",
+        "store_tries",
+    ),
+    "everycent.database.fence_ddl": ("fence_table",),
+    "everycent.domain.fence": ("FenceState",),
+    "everycent.domain.message": ("Message", "StepRequest"),
+    "everycent.domain.outcome": ("Refusal",),
+    "everycent.proof.audit": ("audit",),
+    "everycent.proof.report": ("AuditReport",),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import one of our names; Python asks here for what this module does not have yet."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
