@@ -61,6 +61,8 @@ async def test_two_lines_of_one_sku_are_checked_as_their_sum(shop: Shop) -> None
     line = OrderLine(sku="LAMP", units=3, amount_minor=100)
     result = await shop.sell(shop.order(lines=(line, line)))
     assert result.status is OrderStatus.REJECTED
+    [refusal] = result.refusals
+    assert (refusal["kind"], refusal["units_wanted"]) == ("out_of_stock", 6)
     assert await shop.stock() == NOTHING_MOVED
 
 

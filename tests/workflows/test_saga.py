@@ -16,7 +16,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 with workflow.unsafe.imports_passed_through():
     from workflows.saga import Saga, uninterrupted
 
-QUICK = {"start_to_close_timeout": timedelta(seconds=5)}
+QUICK = timedelta(seconds=5)
 
 
 @dataclass
@@ -43,6 +43,17 @@ class Diary:
             raise ApplicationError("the office is closed", type="Bug", non_retryable=True)
 
 
+async def book(what: str) -> str:
+    ticket: str = await workflow.execute_activity(
+        "book", what, result_type=str, start_to_close_timeout=QUICK
+    )
+    return ticket
+
+
+async def unbook(ticket: str) -> None:
+    await workflow.execute_activity("unbook", ticket, start_to_close_timeout=QUICK)
+
+
 @workflow.defn(name="trip")
 class Trip:
     """Book three things; undo them with the tickets that the bookings gave."""
@@ -58,10 +69,8 @@ class Trip:
                 await saga.step(
                     thing,
                     thing,
-                    lambda thing=thing: workflow.execute_activity("book", thing, **QUICK),  # type: ignore[misc]
-                    lambda ticket, thing=thing: workflow.execute_activity(  # type: ignore[misc]
-                        "unbook", ticket or f"unknown {thing}", **QUICK
-                    ),
+                    lambda thing=thing: book(thing),  # type: ignore[misc]
+                    lambda ticket, thing=thing: unbook(ticket or f"unknown {thing}"),  # type: ignore[misc]
                 )
         except ActivityError:
             parked = await saga.compensate()
