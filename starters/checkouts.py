@@ -1,6 +1,7 @@
 """What one can do with an order: place, cancel, pay, repair; typed twice, it happens once."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -45,6 +46,7 @@ from starters.refusals import NotRunningError, OrderDiffersError, TooLateError
 from workers.queues import WORKFLOWS
 from workflows import attributes
 from workflows.checkout import Checkout
+from workflows.telling import summary
 
 T = TypeVar("T")
 Handle = WorkflowHandle[Checkout, OrderResult]
@@ -124,13 +126,17 @@ class Checkouts:
         the order may still show that it waits for one.
         """
         waiting = asyncio.ensure_future(self.wait(tenant, order_id))
+        pause = LOOK_SECONDS
         try:
-            while not (await asyncio.wait([waiting], timeout=LOOK_SECONDS))[0]:
-                placement = await self.progress(tenant, order_id)
-                if placement.waits_for is WaitsFor.REPAIR:
-                    return placement
-                if _wants_customer(placement) and await is_answered():
-                    return placement
+            while not (await asyncio.wait([waiting], timeout=pause))[0]:
+                pause = min(pause * 1.5, SILENCE_SECONDS)
+                # A question that gets no answer in time tells nothing; the waiting goes on.
+                with contextlib.suppress(RPCError):
+                    placement = await self.progress(tenant, order_id)
+                    if placement.waits_for is WaitsFor.REPAIR:
+                        return placement
+                    if _wants_customer(placement) and await is_answered():
+                        return placement
             await waiting
         finally:
             waiting.cancel()
@@ -193,7 +199,7 @@ class Checkouts:
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             search_attributes=_attributes(order),
-            static_summary=_summary(order),
+            static_summary=summary(order),
         )
         placed = self._client.execute_update_with_start_workflow(
             Checkout.placed, order, id="placed", start_workflow_operation=start
@@ -214,7 +220,7 @@ class Checkouts:
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             search_attributes=_attributes(order),
-            static_summary=_summary(order),
+            static_summary=summary(order),
         )
         return await _told(handle.execute_update(Checkout.placed, order), order.order_id)
 
@@ -253,11 +259,6 @@ def _placement(view: OrderView) -> Placement:
 def _differs(view: OrderView, order: PlaceOrder) -> OrderDiffersError:
     stored = view.request.model_dump(mode="json")
     return OrderDiffersError(order.order_id, differing_fields(stored, order))
-
-
-def _summary(order: PlaceOrder) -> str:
-    money = f"{order.total_minor} {order.currency} minor units"
-    return f"order {order.order_id}: {len(order.lines)} lines, {money}"
 
 
 def _attributes(order: PlaceOrder) -> TypedSearchAttributes:

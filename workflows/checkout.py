@@ -44,6 +44,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.checkout_steps import CheckoutSteps
     from workflows.repair import RepairDesk
     from workflows.saga import Saga, uninterrupted
+    from workflows.telling import Standing, details, told
 
 T = TypeVar("T")
 GONE = "the stock was gone after the payment: refunded"
@@ -65,9 +66,10 @@ class Checkout:
     def __init__(self, order: PlaceOrder) -> None:
         self._order = order
         self._steps = CheckoutSteps(order)
-        self._desk = RepairDesk(self._steps)
+        self._desk = RepairDesk(self._steps, on_change=self._tell_parked)
         self._saga = Saga()
         self._verdict = Verdict(decision=Decision.OPEN)
+        self._doing = ""
         self._opened = False
         self._deciding = False
         self._cancel: CancelOrder | None = None
@@ -154,7 +156,7 @@ class Checkout:
         answer = await self._saga.step(undo_name, key, action, undo)
         if isinstance(answer, Refusal):
             self._refusals.append(answer)
-            raise RefusedError(OrderStatus.REJECTED, told(answer))
+            raise RefusedError(OrderStatus.REJECTED, self._told(answer))
 
     async def _take_payment(self) -> str | None:
         """Return the request id of the attempt that pays, None if nothing is due."""
@@ -168,7 +170,7 @@ class Checkout:
                 self._check_cancelled()
                 return payment.request_id
             self._refusals.append(refusal)
-        last = told(self._refusals[-1])
+        last = self._told(self._refusals[-1])
         raise RefusedError(OrderStatus.REJECTED, f"{MAX_ATTEMPTS} payments refused, last: {last}")
 
     async def _payment(self, number: int) -> Payment:
@@ -319,7 +321,7 @@ class Checkout:
                 decision=Decision.ABORTING,
                 attempt=payment.request_id,
                 status=OrderStatus.REJECTED,
-                reason=told(answer),
+                reason=self._told(answer),
             )
             await self._decide(wanted, pivot_refusal=answer)
 
@@ -429,7 +431,7 @@ class Checkout:
                 else await self._steps.refund(payment.request_id, amount_minor, refund_id)
             )
             if isinstance(answer, Refusal):  # What cannot be refunded is parked, never dropped.
-                raise ApplicationError(told(answer), type="RefundRefused", non_retryable=True)
+                raise ApplicationError(self._told(answer), type="RefundRefused", non_retryable=True)
 
         key = self._order.step_key("refund", refund_id)
         await self._desk.see_done(f"refund payment {payment.request_id}", key, give_back)
@@ -484,7 +486,9 @@ class Checkout:
 
     async def _mark(self, waits_for: WaitsFor, status: OrderStatus | None = None) -> None:
         self._waits_for = waits_for
-        self._tell_details(f"waiting for {waits_for}" if waits_for != "nothing" else "going on")
+        self._tell_details(
+            f"waiting for {waits_for}" if waits_for is not WaitsFor.NOTHING else "going on"
+        )
         workflow.upsert_search_attributes([WAITS_FOR.value_set(waits_for)])
         await self._steps.mark(waits_for, status)
 
@@ -492,22 +496,35 @@ class Checkout:
         """Show the end to whoever looks at this run."""
         self._result = result
         self._waits_for = WaitsFor.NOTHING
-        workflow.upsert_search_attributes([STATUS.value_set(result.status)])
+        workflow.upsert_search_attributes(
+            [STATUS.value_set(result.status), WAITS_FOR.value_set(WaitsFor.NOTHING)]
+        )
         self._tell_details(f"{result.status}: {result.reason}" if result.reason else result.status)
         return result
 
-    def _tell_details(self, doing: str) -> None:
-        order = self._order
-        money = f"{order.total_minor} {order.currency} minor units"
-        lines = "\n".join(
-            f"- {line.units} × {line.sku}: {line.amount_minor}" for line in order.lines
+    def _tell_details(self, doing: str | None = None) -> None:
+        self._doing = doing or self._doing
+        end = self._result  # Which another run may have stored.
+        standing = Standing(
+            doing=self._doing,
+            decision=end.decision if end else self._verdict.decision,
+            refusals=self._refusals,
+            captured_minor=end.captured_minor if end else self._captured_minor,
+            refunded_minor=end.refunded_minor if end else self._refunded_minor,
+            redirect_url=self._redirect_url if self._waits_for is WaitsFor.PAYMENT else None,
+            parked=[step for step, _ in self._desk.parked.values()],
+            undone=end.undone if end else self._saga.undone,
         )
-        refused = "".join(f"\n- refused: {told(refusal)}" for refusal in self._refusals)
-        undone = "".join(f"\n- undone: {name}" for name in self._saga.undone)
-        workflow.set_current_details(
-            f"**{doing}**\n\nOrder `{order.order_id}` of {order.customer}, {money},"
-            f" decision {self._verdict.decision}\n\n{lines}{refused}{undone}"
-        )
+        workflow.set_current_details(details(self._order, standing))
+
+    def _tell_parked(self) -> None:
+        """Let a step that was parked, or is done at last, be found and read."""
+        waits_for = WaitsFor.REPAIR if self._desk.parked else self._waits_for
+        workflow.upsert_search_attributes([WAITS_FOR.value_set(waits_for)])
+        self._tell_details()
+
+    def _told(self, refusal: Refusal) -> str:
+        return told(refusal, self._order.currency)
 
     @workflow.query
     def progress(self) -> Placement:
@@ -528,7 +545,7 @@ class Checkout:
     def _reason(self) -> str:
         if self._result is not None:
             return self._result.reason
-        return self._verdict.reason or (told(self._refusals[-1]) if self._refusals else "")
+        return self._verdict.reason or (self._told(self._refusals[-1]) if self._refusals else "")
 
     @workflow.update
     async def placed(self, order: PlaceOrder) -> Placement:
@@ -620,13 +637,4 @@ def differs(order: PlaceOrder, fields: tuple[str, ...]) -> ApplicationError:
         list(fields),
         type="OrderDiffers",
         non_retryable=True,
-    )
-
-
-def told(refusal: Refusal) -> str:
-    """Say a refusal with its facts in one line."""
-    facts = refusal.model_dump(mode="json", exclude_defaults=True)
-    kind = str(getattr(refusal, "kind", "refused")).replace("_", " ")
-    return ", ".join(
-        [kind, *(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())]
     )

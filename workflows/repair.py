@@ -29,8 +29,9 @@ class Clerk(Protocol):
 class RepairDesk:
     """The parked steps of one run, and what operators say about them."""
 
-    def __init__(self, clerk: Clerk) -> None:
+    def __init__(self, clerk: Clerk, *, on_change: Callable[[], None] = lambda: None) -> None:
         self._clerk = clerk
+        self._on_change = on_change  # Called when a step is parked, and when it is done at last.
         self.parked: dict[str, tuple[ParkedStep, tuple[str, ...]]] = {}
         self._orders: dict[str, RepairOrder] = {}
         self._answers: dict[str, list[RepairAnswer]] = {}
@@ -91,6 +92,7 @@ class RepairDesk:
     async def _park(self, step: ParkedStep, proposals: tuple[str, ...]) -> bool:
         """Write the case down; True if a person had settled it by hand in an earlier run."""
         self.parked[step.key] = (step, proposals)
+        self._on_change()
         workflow.logger.error("parked %s (%s): %s", step.name, step.key, step.error)
         counter = workflow.metric_meter().create_counter(
             "everycent_parked_steps", "Steps that did not succeed within their budget."
@@ -115,6 +117,7 @@ class RepairDesk:
 
     def _done(self, key: str, answer: Any) -> Any:
         del self.parked[key]
+        self._on_change()
         self._answer(key, RepairAnswer(done=True))
         return answer
 

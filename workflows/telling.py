@@ -1,0 +1,73 @@
+"""What people read about an order in Temporal's Web UI; it alone must tell what happened."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from everycent.domain.money import readable
+from everycent.domain.order import Decision, OrderLine, PlaceOrder
+from everycent.domain.outcome import Refusal
+from workflows.saga import ParkedStep
+
+LINES_SHOWN = 20  # The details are a page for people; the input holds every line.
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an order stands, as its run knows it."""
+
+    doing: str
+    decision: Decision
+    refusals: Sequence[Refusal]
+    captured_minor: int
+    refunded_minor: int
+    redirect_url: str | None
+    parked: Collection[ParkedStep]
+    undone: Sequence[str]
+
+
+def summary(order: PlaceOrder) -> str:
+    """Say in one line what is sold."""
+    units = sum(line.units for line in order.lines)
+    items = f"{units} unit{'s' * (units != 1)} for {readable(order.total_minor, order.currency)}"
+    return f"{order.order_id} of {order.customer}: {items}"
+
+
+def details(order: PlaceOrder, standing: Standing) -> str:
+    """Tell the whole order in Markdown."""
+    facts = [
+        *(_line(line, order.currency) for line in order.lines[:LINES_SHOWN]),
+        *([f"{len(order.lines) - LINES_SHOWN} more lines"] * (len(order.lines) > LINES_SHOWN)),
+        *([f"{order.points} points pay a part"] * bool(order.points)),
+        *(f"refused: {told(refusal, order.currency)}" for refusal in standing.refusals),
+        *([f"the customer pays at {standing.redirect_url}"] * bool(standing.redirect_url)),
+        *(f"undone: {name}" for name in standing.undone),
+        *(f"**parked: {s.name}** ({s.error_class}: {s.error})" for s in standing.parked),
+    ]
+    if order.due_minor:
+        captured, refunded = (
+            readable(minor, order.currency)
+            for minor in (standing.captured_minor, standing.refunded_minor)
+        )
+        facts.append(f"captured {captured}, refunded {refunded}")
+    listed = "\n".join(f"- {fact}" for fact in facts)
+    return (
+        f"**{standing.doing}**\n\nOrder `{order.order_id}` of {order.customer}:"
+        f" {readable(order.total_minor, order.currency)}, decision {standing.decision}\n\n{listed}"
+    )
+
+
+def told(refusal: Refusal, currency: str) -> str:
+    """Say a refusal with its facts in one line."""
+    facts = refusal.model_dump(mode="json", exclude_defaults=True)
+    kind = str(getattr(refusal, "kind", "refused")).replace("_", " ")
+    return ", ".join([kind, *(_fact(name, value, currency) for name, value in facts.items())])
+
+
+def _fact(name: str, value: object, currency: str) -> str:
+    if name.endswith("_minor") and isinstance(value, int):
+        name, value = name.removesuffix("_minor"), readable(value, currency)
+    return f"{name.replace('_', ' ')} {value}"
+
+
+def _line(line: OrderLine, currency: str) -> str:
+    return f"{line.units} × {line.sku}: {readable(line.amount_minor, currency)}"
