@@ -71,7 +71,7 @@ async def assert_nothing_moved(shop: Shop) -> None:
 async def test_a_lost_reply_at_any_step_changes_nothing(shop: Shop, step: str, error: str) -> None:
     """The step commits, its answer is lost twice, it is sent again: everything moves once.
 
-    Red when: a step's key is not the same in each attempt, or its row does not answer a repeat.
+    Red when: a row that is there already is tried once more instead of giving its first answer.
     """
     await stocked(shop)
     shop.fault(step, error, times=2, after=True)
@@ -270,7 +270,7 @@ async def test_a_try_that_wakes_up_after_the_cancel_is_refused(shop: Shop) -> No
 async def test_two_drivers_of_one_order_agree_on_one_decision(shop: Shop, loser: str) -> None:
     """One run wants to commit, another to abort, at the same moment: one decision, adopted by both.
 
-    Red when: `decide` overwrites a decision that is not OPEN, or the loser goes on with its own.
+    Red when: who loses the race for the decision goes on with its own wish.
     """
     await stocked(shop)
     order = shop.order(points=33)

@@ -290,7 +290,7 @@ async def test_a_paid_order_whose_stock_is_gone_is_refunded_in_full_once(
 async def test_stock_that_cannot_be_sold_for_a_while_is_sold_once_in_the_end(shop: Shop) -> None:
     """The inventory service fails five times after the payment: nobody does a thing, sold once.
 
-    Red when: a Transient error after the pivot is taken for a refusal.
+    Red when: a step after the pivot is tried only a few times before a person is called.
     """
     await shop.receive(5)
     shop.fault("inventory.commit_stock", "Transient", times=5)
@@ -298,6 +298,7 @@ async def test_stock_that_cannot_be_sold_for_a_while_is_sold_once_in_the_end(sho
     assert result.status is OrderStatus.CONFIRMED
     assert await shop.stock() == SOLD_TWO
     assert shop.ran().count("inventory.commit_stock") == 6
+    assert await shop.cases() == []
 
 
 async def test_a_customer_can_cancel_while_the_order_waits_for_payment(shop: Shop) -> None:
