@@ -39,9 +39,9 @@ PAID = st.sampled_from([[], [("authorise", 0), ("capture", 0)]])
 async def test_no_sequence_refunds_more_than_was_captured(
     till: Any, begin: list[tuple[str, Any]], more: list[tuple[str, Any]]
 ) -> None:
-    """Red when: any order of pay, duplicate, refund and time-out breaks captured - refunded >= 0.
+    """After the faults end, every step sent again comes to an answer, and both books agree.
 
-    After the faults end, every step sent again comes to an answer, and both books agree.
+    Red when: any order of pay, duplicate, refund and time-out breaks captured - refunded >= 0.
     """
     order = f"o-{next(COUNTER)}"
     sent: list[tuple[str, Any]] = []

@@ -185,6 +185,7 @@ async def test_a_hundred_concurrent_cancels_return_the_balance_once(
     """All calls report the same success and one row stands.
 
     The account is kept locked until as many as there are connections are in the middle of it.
+
     Red when: judge_cancel lets a CANCELLED row proceed, or the cancel does not lock its row.
     """
     await fund(database, tenant)
