@@ -182,7 +182,7 @@ async def test_fifty_at_once_with_one_id_sell_once_and_hear_the_same(
 ) -> None:
     """Another body under the id is refused with the fields that differ; the order stays as it was.
 
-    Red when: `Checkouts.place` starts a workflow without looking at whose order it is.
+    Red when: neither the run nor `Checkouts.place` compares whose order it is.
     """
     order, other = an_order(), an_order(amount_minor=1)
     placing = [checkouts.sell(order) for _ in range(50)]
@@ -247,7 +247,7 @@ async def test_two_hundred_orders_race_for_ten_units_and_ten_win(
 ) -> None:
     """Free orders: the race is for the stock alone. Ten win, nobody else, and nothing stays held.
 
-    Red when: `allocate` forgets what the orders before in the batch have taken.
+    Red when: `allocate` sells what is gone and no CHECK of the stock row stands behind it.
     """
     orders = [an_order(f"o-{n}", amount_minor=0, payment=None) for n in range(200)]
     ended = await asyncio.gather(*(checkouts.sell(order) for order in orders))
