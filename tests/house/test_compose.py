@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,8 +154,9 @@ def test_each_of_our_entries_runs_with_its_command_environment_and_health_check(
         if name not in ("migrate", "shell")
     ]
     try:
-        for name in ("simulator", *WORKERS):
-            _wait_until_well(entries[name], tmp_path)
+        with ThreadPoolExecutor(max_workers=3) as nurses:
+            patients = [entries[name] for name in ("simulator", *WORKERS)]
+            list(nurses.map(lambda entry: _wait_until_well(entry, tmp_path), patients))
         audit = _run(entries["shell"], tmp_path)
         assert audit.returncode == 0, audit.stderr
         for process in started:
