@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database import fence
+from everycent.database.engine import sql
 from everycent.domain.account import (
     CREDIT_ANSWERS,
     DEBIT_ANSWERS,
@@ -117,7 +117,7 @@ async def _holds_of(tx: AsyncConnection, requests: Sequence[StepRequest]) -> lis
     if not requests:
         return []
     result = await tx.execute(
-        text(
+        sql(
             "SELECT key, account, currency, amount_minor FROM balance_hold"
             " WHERE key = ANY(CAST(:keys AS text[]))"
         ),
@@ -138,7 +138,7 @@ async def _lock_accounts(
     if not wanted:
         return {}
     result = await tx.execute(
-        text(
+        sql(
             "SELECT tenant, account, currency, available, frozen FROM account"
             " WHERE (tenant, account, currency) IN (SELECT * FROM unnest(CAST(:tenants AS text[]),"
             " CAST(:accounts AS text[]), CAST(:currencies AS text[])))"
@@ -162,7 +162,7 @@ async def _move(
     if not amounts:
         return
     result = await tx.execute(
-        text(
+        sql(
             "UPDATE account AS a SET available = a.available + sign.available * moved.amount,"
             " frozen = a.frozen + sign.frozen * moved.amount,"
             " balance = a.balance + (sign.available + sign.frozen) * moved.amount,"
@@ -189,7 +189,7 @@ async def _move(
 
 async def _open_accounts(tx: AsyncConnection, accounts: Iterable[AccountId]) -> None:
     await tx.execute(
-        text(
+        sql(
             "INSERT INTO account (tenant, account, currency) SELECT tenant, account, currency"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:accounts AS text[]),"
             " CAST(:currencies AS text[])) AS new (tenant, account, currency)"

@@ -1,11 +1,12 @@
 """Connections and the only COMMIT; a driver's error becomes one of our classes here."""
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import TextClause, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
@@ -64,6 +65,12 @@ class Database:
     async def close(self) -> None:
         """Close every connection of the pool."""
         await self.engine.dispose()
+
+
+@functools.lru_cache(maxsize=1024)
+def sql(statement: str) -> TextClause:
+    """Return the statement, parsed once: `text` looks for its parameters anew at every call."""
+    return text(statement)
 
 
 def assert_no_transaction() -> None:

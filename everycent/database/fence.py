@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, JsonValue, TypeAdapter
-from sqlalchemy import CursorResult, text
+from sqlalchemy import CursorResult
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from everycent.database.engine import sql
 from everycent.domain.fence import (
     FenceRow,
     FenceState,
@@ -120,7 +121,7 @@ async def store_tries(
     if not answers:
         return
     result = await tx.execute(
-        text(
+        sql(
             f"UPDATE {table.name} AS t SET state = new.state, try_answer = new.answer::jsonb"
             " FROM unnest(CAST(:keys AS text[]), CAST(:states AS text[]), CAST(:answers AS text[]))"
             " AS new (key, state, answer)"
@@ -150,7 +151,7 @@ async def store_ends(
     if not requests:
         return
     result = await tx.execute(
-        text(
+        sql(
             f"UPDATE {table.name} AS t SET state = :state, end_answer = new.answer::jsonb,"
             " ended_at = new.at, reason = new.reason"
             " FROM unnest(CAST(:keys AS text[]), CAST(:answers AS text[]),"
@@ -216,7 +217,7 @@ async def _insert(
     names = "".join(f", {name}" for name in columns)
     arrays = "".join(f", CAST(:c_{name} AS {kind}[])" for name, kind in columns.items())
     result = await tx.execute(
-        text(
+        sql(
             f"INSERT INTO {table.name}"
             f" (key, opened_on, tried_at, request_hash, hash_version, state{names})"
             f" SELECT key, opened_on, tried_at, request_hash, CAST(:version AS smallint),"
@@ -244,7 +245,7 @@ async def _lock(tx: AsyncConnection, table: FenceTable, keys: Sequence[str]) -> 
     if not keys:
         return {}
     result = await tx.execute(
-        text(
+        sql(
             "SELECT key, state, request_hash, hash_version, try_answer, end_answer"
             f" FROM {table.name} WHERE key = ANY(CAST(:keys AS text[]))"
             ' ORDER BY key COLLATE "C" FOR UPDATE'

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database import fence
+from everycent.database.engine import sql
 from everycent.domain.fence import FenceState
 from everycent.domain.inventory import (
     BOOKED_ANSWERS,
@@ -152,7 +152,7 @@ async def _lock_stock(tx: AsyncConnection, skus: Iterable[tuple[str, str]]) -> S
     if not wanted:
         return {}
     result = await tx.execute(
-        text(
+        sql(
             "SELECT tenant, sku, free FROM stock"
             " WHERE (tenant, sku) IN (SELECT * FROM unnest(CAST(:tenants AS text[]),"
             " CAST(:skus AS text[])))"
@@ -168,7 +168,7 @@ async def _move(tx: AsyncConnection, units: Shelf, assignments: str) -> None:
     if not units:
         return
     result = await tx.execute(
-        text(
+        sql(
             f"UPDATE stock AS s SET {assignments}, version = version + 1"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:skus AS text[]),"
             " CAST(:units AS bigint[])) AS moved (tenant, sku, units)"
@@ -186,7 +186,7 @@ async def _move(tx: AsyncConnection, units: Shelf, assignments: str) -> None:
 async def _add_skus(tx: AsyncConnection, skus: Iterable[tuple[str, str]]) -> None:
     wanted = sorted(skus)
     await tx.execute(
-        text(
+        sql(
             "INSERT INTO stock (tenant, sku) SELECT tenant, sku"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:skus AS text[])) AS new (tenant, sku)"
             " WHERE NOT EXISTS (SELECT FROM stock AS s"
@@ -202,7 +202,7 @@ async def _insert_lines(tx: AsyncConnection, requests: Sequence[ReserveStock]) -
     if not rows:
         return
     await tx.execute(
-        text(
+        sql(
             "INSERT INTO reservation_line (key, line, sku, units)"
             " SELECT * FROM unnest(CAST(:keys AS text[]), CAST(:lines AS int[]),"
             " CAST(:skus AS text[]), CAST(:units AS bigint[]))"
@@ -220,7 +220,7 @@ async def _lines_of(tx: AsyncConnection, keys: Sequence[str]) -> dict[str, list[
     if not keys:
         return {}
     result = await tx.execute(
-        text(
+        sql(
             "SELECT key, sku, units FROM reservation_line"
             " WHERE key = ANY(CAST(:keys AS text[])) ORDER BY key, line"
         ),

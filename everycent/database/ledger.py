@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database import fence
+from everycent.database.engine import sql
 from everycent.domain import ledger as books
 from everycent.domain.fence import FenceState
 from everycent.domain.ledger import (
@@ -173,7 +173,7 @@ async def _add_accounts(tx: AsyncConnection, places: Iterable[Place]) -> None:
     if not wanted:
         return
     await tx.execute(
-        text(
+        sql(
             "INSERT INTO ledger_account (tenant, account, currency)"
             f" SELECT tenant, account, currency FROM {_PLACES} WHERE NOT EXISTS (SELECT 1"
             " FROM ledger_account AS a WHERE (a.tenant, a.account, a.currency)"
@@ -191,7 +191,7 @@ async def _lock(tx: AsyncConnection, places: Iterable[Place]) -> Accounts:
     if not wanted:
         return {}
     result = await tx.execute(
-        text(
+        sql(
             "SELECT a.* FROM ledger_account AS a"
             f" WHERE (tenant, account, currency) IN (SELECT * FROM {_PLACES})"
             ' ORDER BY tenant COLLATE "C", account COLLATE "C", currency COLLATE "C"'
@@ -241,7 +241,7 @@ async def _legs_of(tx: AsyncConnection, keys: Sequence[str]) -> dict[str, tuple[
     if not keys:
         return {}
     result = await tx.execute(
-        text(
+        sql(
             "SELECT key, account, amount_minor, currency FROM transfer_leg"
             " WHERE key = ANY(CAST(:keys AS text[])) ORDER BY key, leg"
         ),
@@ -261,7 +261,7 @@ async def _originals(tx: AsyncConnection, keys: Iterable[str]) -> dict[str, Orig
     if not wanted:
         return {}
     result = await tx.execute(
-        text("SELECT key, state FROM transfer WHERE key = ANY(CAST(:keys AS text[]))"),
+        sql("SELECT key, state FROM transfer WHERE key = ANY(CAST(:keys AS text[]))"),
         {"keys": wanted},
     )
     states: dict[str, str] = {row.key: row.state for row in result}
@@ -272,7 +272,7 @@ async def _originals(tx: AsyncConnection, keys: Iterable[str]) -> dict[str, Orig
 
 async def _reversed_by(tx: AsyncConnection, originals: Iterable[str]) -> dict[str, str]:
     result = await tx.execute(
-        text(
+        sql(
             "SELECT original_key, key FROM reversal WHERE original_key = ANY(CAST(:keys AS text[]))"
         ),
         {"keys": list(originals)},
@@ -284,7 +284,7 @@ async def _insert_reversals(tx: AsyncConnection, requests: Sequence[ReverseTrans
     if not requests:
         return
     await tx.execute(
-        text(
+        sql(
             "INSERT INTO reversal (key, original_key)"
             " SELECT * FROM unnest(CAST(:keys AS text[]), CAST(:originals AS text[]))"
         ),
@@ -300,7 +300,7 @@ async def _insert_legs(tx: AsyncConnection, transfers: Sequence[Transfer]) -> No
     if not rows:
         return
     await tx.execute(
-        text(
+        sql(
             "INSERT INTO transfer_leg (key, leg, account, currency, amount_minor)"
             " SELECT * FROM unnest(CAST(:keys AS text[]), CAST(:legs AS int[]),"
             " CAST(:accounts AS text[]), CAST(:currencies AS text[]), CAST(:amounts AS bigint[]))"
@@ -329,7 +329,7 @@ async def _insert_entries(tx: AsyncConnection, entries: Sequence[Entry]) -> None
     if not entries:
         return
     await tx.execute(
-        text(
+        sql(
             "INSERT INTO entry"
             " (key, leg, account, currency, amount_minor, balance_after_minor, posted_at)"
             " SELECT key, leg, account, currency, amount, balance, at"
@@ -359,7 +359,7 @@ async def _update_accounts(tx: AsyncConnection, changed: Mapping[Place, Account]
     arrays += "".join(f", CAST(:{name} AS bigint[])" for name in _TOTALS)
     assignments = ", ".join(f"{name} = new.{name}" for name in names[:-1])
     result = await tx.execute(
-        text(
+        sql(
             f"UPDATE ledger_account AS a SET {assignments}, version = a.version + 1"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:accounts AS text[]),"
             f" CAST(:currencies AS text[]), {arrays})"

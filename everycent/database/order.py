@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from everycent.database.engine import sql
 from everycent.database.fence import assert_all_written
 from everycent.domain.message import HASH_VERSION, request_hash
 from everycent.domain.order import (
@@ -57,10 +58,14 @@ async def open_order(
     first = {_id(r.order): r for r in reversed(requests)}
     won = await _insert_orders(tx, [first[key] for key in sorted(first)])
     await _insert_first_attempts(tx, [first[key] for key in won])
-    await _note_other_runs(tx, {_id(r.order): r.run for r in requests if _id(r.order) not in won})
     rows = await _rows(tx, list(first))
+    shared = {_id(r.order) for r in requests if _is_shared(rows[_id(r.order)], r.run)}
+    await _note_shared(tx, [key for key in shared if not rows[key].shared])
     attempts = await _attempts_of(tx, list(first))
-    return [_opened(rows[_id(r.order)], attempts.get(_id(r.order), ()), r) for r in requests]
+    return [
+        _opened(rows[key], attempts.get(key, ()), r, shared=key in shared)
+        for r, key in ((r, _id(r.order)) for r in requests)
+    ]
 
 
 async def decide(tx: AsyncConnection, requests: Sequence[Decide]) -> list[Verdict | EverycentError]:
@@ -72,6 +77,8 @@ async def decide(tx: AsyncConnection, requests: Sequence[Decide]) -> list[Verdic
         key = _id(request)
         if key not in standing:
             continue
+        if _is_shared(rows[key], request.run):
+            standing[key] = standing[key].model_copy(update={"shared": True})
         after = move(standing[key], request)
         if after != standing[key]:
             moved[key] = request
@@ -87,7 +94,7 @@ async def close_order(
     rows = await _rows(tx, [_id(r) for r in requests], lock="FOR NO KEY UPDATE")
     fresh = {_id(r): r for r in requests if _id(r) in rows and rows[_id(r)].result is None}
     result = await tx.execute(
-        text(
+        sql(
             "UPDATE shop_order AS o SET decision = new.decision, status = new.status,"
             " result = new.result::jsonb, reason = new.reason, waits_for = 'nothing',"
             " closed_at = new.at, moved_at = new.at"
@@ -122,7 +129,7 @@ async def mark_order(
 ) -> list[Marked | EverycentError]:
     """Say what each unfinished order waits for; a final order stays as it is."""
     result = await tx.execute(
-        text(
+        sql(
             "UPDATE shop_order AS o SET waits_for = new.waits_for,"
             " status = coalesce(new.status, o.status), moved_at = new.at"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]),"
@@ -168,7 +175,7 @@ async def park_step(
 ) -> list[Parked | EverycentError]:
     """Open a repair case per step, or count one more failure; one settled by hand stays settled."""
     await tx.execute(
-        text(
+        sql(
             "INSERT INTO repair_case AS c (case_key, tenant, order_id, step, error_class, error,"
             " proposals, owner, opened_at, failed_at)"
             " SELECT key, tenant, order_id, step, error_class, error, proposals::jsonb, owner,"
@@ -204,7 +211,7 @@ async def settle_case(
     """Close each case with who and why; the first one stays on record and is the answer to all."""
     ordered = sorted(requests, key=lambda r: r.case_key.encode())
     await tx.execute(
-        text(
+        sql(
             "UPDATE repair_case AS c SET state = 'RESOLVED', resolved_at = new.at,"
             " resolved_by = new.by, resolution = new.reason, by_hand = new.by_hand"
             " FROM unnest(CAST(:keys AS text[]), CAST(:by AS text[]), CAST(:reasons AS text[]),"
@@ -231,7 +238,7 @@ async def settle_case(
 
 async def _cases(tx: AsyncConnection, keys: Sequence[str]) -> dict[str, Row[Any]]:
     result = await tx.execute(
-        text(
+        sql(
             "SELECT case_key, resolved_by, resolution, by_hand FROM repair_case"
             " WHERE case_key = ANY(CAST(:keys AS text[]))"
         ),
@@ -256,7 +263,7 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
     """Insert what is not there yet, in key order, and return the ids that we made."""
     orders = [r.order for r in requests]
     result = await tx.execute(
-        text(
+        sql(
             "INSERT INTO shop_order (tenant, order_id, customer, currency, total_minor, request,"
             " request_hash, hash_version, driver, run, opened_at, opened_on, window_ends_at,"
             " moved_at)"
@@ -288,21 +295,17 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
     return [(row.tenant, row.order_id) for row in result]
 
 
-async def _note_other_runs(tx: AsyncConnection, runs: Mapping[OrderId, str]) -> None:
-    """Mark the orders that another run has opened before: whoever undoes them undoes every step."""
-    if not runs:
+def _is_shared(row: Row[Any], run: str) -> bool:
+    """Tell whether more than one run has to do with the order: the one that made its row, and `run`."""
+    return bool(row.shared or row.run != run)
+
+
+async def _note_shared(tx: AsyncConnection, keys: Sequence[OrderId]) -> None:
+    """Mark orders that a second run has opened: whoever undoes them undoes every step."""
+    if not keys:
         return
-    keys = sorted(runs)
-    await tx.execute(
-        text(
-            "UPDATE shop_order AS o SET shared = true"
-            " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]), CAST(:runs AS text[]))"
-            " AS new (tenant, order_id, run)"
-            " WHERE o.tenant = new.tenant AND o.order_id = new.order_id"
-            " AND o.run <> new.run AND NOT o.shared"
-        ),
-        {**_ids(keys), "runs": [runs[key] for key in keys]},
-    )
+    locked = await _rows(tx, keys, lock="FOR NO KEY UPDATE")
+    await tx.execute(sql(f"UPDATE shop_order SET shared = true WHERE {_THESE}"), _ids(locked))
 
 
 async def _insert_first_attempts(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> None:
@@ -320,7 +323,7 @@ async def _insert_attempts(tx: AsyncConnection, attempts: Sequence[tuple[AddAtte
     if not attempts:
         return
     await tx.execute(
-        text(
+        sql(
             "INSERT INTO payment_attempt (tenant, order_id, request_id, number, payment, added_at)"
             " SELECT tenant, order_id, request_id, number, payment::jsonb, at"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]),"
@@ -342,9 +345,9 @@ async def _rows(
     tx: AsyncConnection, keys: Sequence[OrderId], lock: str = ""
 ) -> dict[OrderId, Row[Any]]:
     result = await tx.execute(
-        text(
+        sql(
             "SELECT tenant, order_id, request, request_hash, hash_version, decision, attempt,"
-            " abort_status, reason, shared, opened_at, opened_on, window_ends_at, result"
+            " abort_status, reason, run, shared, opened_at, opened_on, window_ends_at, result"
             f" FROM shop_order WHERE {_THESE} {_IN_ORDER} {lock}"
         ),
         _ids(keys),
@@ -354,7 +357,7 @@ async def _rows(
 
 async def _attempts_of(tx: AsyncConnection, keys: Sequence[OrderId]) -> dict[OrderId, list[Any]]:
     result = await tx.execute(
-        text(
+        sql(
             "SELECT tenant, order_id, payment FROM payment_attempt"
             f" WHERE {_THESE} ORDER BY tenant, order_id, number"
         ),
@@ -368,7 +371,9 @@ async def _attempts_of(tx: AsyncConnection, keys: Sequence[OrderId]) -> dict[Ord
     return attempts
 
 
-def _opened(row: Row[Any], attempts: Sequence[Any], request: OpenOrder) -> OpenAnswer:
+def _opened(
+    row: Row[Any], attempts: Sequence[Any], request: OpenOrder, *, shared: bool
+) -> OpenAnswer:
     order = request.order
     if row.request_hash != request_hash(order, order.HASHED, row.hash_version):
         return OrderDiffers(fields=differing_fields(row.request, order))
@@ -376,7 +381,7 @@ def _opened(row: Row[Any], attempts: Sequence[Any], request: OpenOrder) -> OpenA
         opened_at=row.opened_at,
         opened_on=row.opened_on,
         window_ends_at=row.window_ends_at,
-        verdict=_verdict(row),
+        verdict=_verdict(row).model_copy(update={"shared": shared}),
         attempts=tuple(attempts),
         result=None if row.result is None else OrderResult.model_validate(row.result),
     )
@@ -398,9 +403,9 @@ async def _store_decisions(
     if not moved:
         return
     result = await tx.execute(
-        text(
+        sql(
             "UPDATE shop_order AS o SET decision = new.decision, attempt = new.attempt,"
-            " abort_status = new.abort_status, reason = new.reason,"
+            " abort_status = new.abort_status, reason = new.reason, waits_for = 'nothing',"
             " pivot_refusal = new.pivot_refusal::jsonb, decided_at = new.at, moved_at = new.at"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]),"
             " CAST(:decisions AS text[]), CAST(:attempts AS text[]), CAST(:statuses AS text[]),"

@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database import fence
+from everycent.database.engine import sql
 from everycent.database.provider_call import (
     Heard,
     Sending,
@@ -317,7 +317,7 @@ async def _read(
     if not wanted:
         return {}
     result = await tx.execute(
-        text(
+        sql(
             "SELECT key, state, status, request_hash, amount_minor, currency, method, card_token,"
             " try_answer, provider_id, captured_minor, refunded_minor, cancelling, capture_refusal"
             " FROM payment WHERE key = ANY(CAST(:keys AS text[]))"
@@ -357,7 +357,7 @@ async def _move(tx: AsyncConnection, statuses: Mapping[str, PaymentStatus]) -> N
     if not statuses:
         return
     result = await tx.execute(
-        text(
+        sql(
             "UPDATE payment AS p SET status = new.status, cancelling = false,"
             " captured_minor = CASE WHEN new.status = 'CAPTURED' THEN p.amount_minor ELSE 0 END"
             " FROM unnest(CAST(:keys AS text[]), CAST(:statuses AS text[])) AS new (key, status)"
@@ -381,7 +381,7 @@ async def _note(
                 ids[key] = says.provider_id
     if ids:
         await tx.execute(
-            text(
+            sql(
                 "UPDATE payment AS p SET provider_id = new.provider_id"
                 " FROM unnest(CAST(:keys AS text[]), CAST(:ids AS text[]))"
                 " AS new (key, provider_id)"
@@ -423,7 +423,7 @@ async def _set_status(
     if not keys:
         return
     await tx.execute(
-        text(
+        sql(
             "UPDATE payment SET status = :status WHERE key = ANY(CAST(:keys AS text[]))"
             f" AND state = 'TRIED' AND NOT cancelling AND {guard}"
         ),
@@ -441,7 +441,7 @@ async def _mark_cancelling(tx: AsyncConnection, requests: Sequence[VoidPayment])
     if not requests:
         return
     result = await tx.execute(
-        text(
+        sql(
             "UPDATE payment AS p SET cancelling = true,"
             " cancelling_since = coalesce(p.cancelling_since, new.at)"
             " FROM unnest(CAST(:keys AS text[]), CAST(:ats AS timestamptz[])) AS new (key, at)"
@@ -456,7 +456,7 @@ async def _refuse_captures(tx: AsyncConnection, refused: Mapping[str, CaptureRef
     if not refused:
         return
     result = await tx.execute(
-        text(
+        sql(
             "UPDATE payment AS p SET status = 'REFUSED', capture_refusal = new.refusal::jsonb"
             " FROM unnest(CAST(:keys AS text[]), CAST(:refusals AS text[])) AS new (key, refusal)"
             " WHERE p.key = new.key AND p.state = 'TRIED' AND p.capture_refusal IS NULL"
@@ -471,7 +471,7 @@ async def _book_refunded(tx: AsyncConnection, minor: Mapping[str, int]) -> None:
     if not minor:
         return
     result = await tx.execute(
-        text(
+        sql(
             "UPDATE payment AS p SET refunded_minor = p.refunded_minor + new.minor"
             " FROM unnest(CAST(:keys AS text[]), CAST(:minor AS bigint[])) AS new (key, minor)"
             " WHERE p.key = new.key"

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database import fence
+from everycent.database.engine import sql
 from everycent.domain.fence import FenceState
 from everycent.domain.message import StepRequest
 from everycent.domain.points import (
@@ -140,9 +140,7 @@ async def _holds_of(tx: AsyncConnection, requests: Sequence[StepRequest]) -> lis
     if not requests:
         return []
     result = await tx.execute(
-        text(
-            "SELECT key, customer, points FROM points_hold WHERE key = ANY(CAST(:keys AS text[]))"
-        ),
+        sql("SELECT key, customer, points FROM points_hold WHERE key = ANY(CAST(:keys AS text[]))"),
         {"keys": [r.key for r in requests]},
     )
     rows = {row.key: row for row in result}
@@ -159,7 +157,7 @@ async def _lock_purses(
     if not wanted:
         return {}
     result = await tx.execute(
-        text(
+        sql(
             "SELECT tenant, customer, available, frozen, debt FROM points_account"
             " WHERE (tenant, customer) IN (SELECT * FROM unnest(CAST(:tenants AS text[]),"
             " CAST(:customers AS text[])))"
@@ -178,7 +176,7 @@ async def _move(tx: AsyncConnection, before: Purses, after: Purses) -> None:
     if not changed:
         return
     result = await tx.execute(
-        text(
+        sql(
             "UPDATE points_account AS p SET available = p.available + moved.available,"
             " frozen = p.frozen + moved.frozen, debt = p.debt + moved.debt, version = version + 1"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:customers AS text[]),"
@@ -200,7 +198,7 @@ async def _move(tx: AsyncConnection, before: Purses, after: Purses) -> None:
 
 async def _add_customers(tx: AsyncConnection, customers: Iterable[CustomerId]) -> None:
     await tx.execute(
-        text(
+        sql(
             "INSERT INTO points_account (tenant, customer) SELECT tenant, customer"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:customers AS text[]))"
             " AS new (tenant, customer)"

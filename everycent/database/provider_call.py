@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database import fence
+from everycent.database.engine import sql
 from everycent.domain.payment import (
     CallName,
     CallPlan,
@@ -91,7 +91,7 @@ async def note_calls(tx: AsyncConnection, heard: Mapping[str, Heard], at: dateti
     unsent = [call_key(owner, name) for owner, item in heard.items() for name in item.unsent]
     if unsent:
         await tx.execute(
-            text(
+            sql(
                 "UPDATE provider_call SET open_sends = open_sends - 1"
                 " WHERE key = ANY(CAST(:keys AS text[])) AND answer IS NULL"
             ),
@@ -104,7 +104,7 @@ async def answer_calls(tx: AsyncConnection, answers: Mapping[str, BaseModel], at
     if not answers:
         return
     await tx.execute(
-        text(
+        sql(
             "UPDATE provider_call AS c SET answer = new.answer::jsonb, answered_at = :at"
             " FROM unnest(CAST(:keys AS text[]), CAST(:answers AS text[])) AS new (key, answer)"
             " WHERE c.key = new.key AND c.answer IS NULL"
@@ -131,7 +131,7 @@ async def _read_calls(tx: AsyncConnection, keys: Sequence[str]) -> dict[str, Sen
     if not keys:
         return {}
     result = await tx.execute(
-        text(
+        sql(
             "SELECT key, sent_at, may_arrive_until, open_sends, answer IS NOT NULL AS answered"
             " FROM provider_call WHERE key = ANY(CAST(:keys AS text[]))"
         ),
@@ -156,7 +156,7 @@ async def _write(
         return
     keys, provider_keys, hashes, sent = zip(*writes, strict=True)
     result = await tx.execute(
-        text(
+        sql(
             "INSERT INTO provider_call AS c"
             " (key, provider_key, request_hash, sent_at, may_arrive_until, open_sends)"
             " SELECT key, provider_key, request_hash, sent_at, CAST(:until AS timestamptz), 1"
