@@ -201,10 +201,15 @@ class Checkouts:
             search_attributes=_attributes(order),
             static_summary=summary(order),
         )
-        placed = self._client.execute_update_with_start_workflow(
-            Checkout.placed, order, id="placed", start_workflow_operation=start
-        )
-        placement = await _told(placed, order.order_id)
+        started = asyncio.ensure_future(start.workflow_handle())  # Fails whenever the call does.
+        try:
+            placed = self._client.execute_update_with_start_workflow(
+                Checkout.placed, order, id="placed", start_workflow_operation=start
+            )
+            placement = await _told(placed, order.order_id)
+        finally:
+            started.cancel()  # Looked at, or the loop would report a failure that nobody awaited.
+            await asyncio.gather(started, return_exceptions=True)
         # A repeat of the update has its first answer, and its validator is not asked again.
         if placement.request_hash != request_hash(order, order.HASHED):
             raise _differs(await self._known(order.tenant, order.order_id), order)
