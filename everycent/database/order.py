@@ -58,14 +58,10 @@ async def open_order(
     first = {_id(r.order): r for r in reversed(requests)}
     won = await _insert_orders(tx, [first[key] for key in sorted(first)])
     await _insert_first_attempts(tx, [first[key] for key in won])
+    await _note_other_runs(tx, {_id(r.order): r.run for r in requests if _id(r.order) not in won})
     rows = await _rows(tx, list(first))
-    shared = {_id(r.order) for r in requests if _is_shared(rows[_id(r.order)], r.run)}
-    await _note_shared(tx, [key for key in shared if not rows[key].shared])
     attempts = await _attempts_of(tx, list(first))
-    return [
-        _opened(rows[key], attempts.get(key, ()), r, shared=key in shared)
-        for r, key in ((r, _id(r.order)) for r in requests)
-    ]
+    return [_opened(rows[_id(r.order)], attempts.get(_id(r.order), ()), r) for r in requests]
 
 
 async def decide(tx: AsyncConnection, requests: Sequence[Decide]) -> list[Verdict | EverycentError]:
@@ -77,8 +73,6 @@ async def decide(tx: AsyncConnection, requests: Sequence[Decide]) -> list[Verdic
         key = _id(request)
         if key not in standing:
             continue
-        if _is_shared(rows[key], request.run):
-            standing[key] = standing[key].model_copy(update={"shared": True})
         after = move(standing[key], request)
         if after != standing[key]:
             moved[key] = request
@@ -295,17 +289,21 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
     return [(row.tenant, row.order_id) for row in result]
 
 
-def _is_shared(row: Row[Any], run: str) -> bool:
-    """Tell whether more than one run has to do with the order: the one that made its row, and `run`."""
-    return bool(row.shared or row.run != run)
-
-
-async def _note_shared(tx: AsyncConnection, keys: Sequence[OrderId]) -> None:
-    """Mark orders that a second run has opened: whoever undoes them undoes every step."""
-    if not keys:
+async def _note_other_runs(tx: AsyncConnection, runs: Mapping[OrderId, str]) -> None:
+    """Mark the orders that another run has opened before: whoever undoes them undoes every step."""
+    if not runs:
         return
-    locked = await _rows(tx, keys, lock="FOR NO KEY UPDATE")
-    await tx.execute(sql(f"UPDATE shop_order SET shared = true WHERE {_THESE}"), _ids(locked))
+    keys = sorted(runs)
+    await tx.execute(
+        sql(
+            "UPDATE shop_order AS o SET shared = true"
+            " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]), CAST(:runs AS text[]))"
+            " AS new (tenant, order_id, run)"
+            " WHERE o.tenant = new.tenant AND o.order_id = new.order_id"
+            " AND o.run <> new.run AND NOT o.shared"
+        ),
+        {**_ids(keys), "runs": [runs[key] for key in keys]},
+    )
 
 
 async def _insert_first_attempts(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> None:
@@ -347,7 +345,7 @@ async def _rows(
     result = await tx.execute(
         sql(
             "SELECT tenant, order_id, request, request_hash, hash_version, decision, attempt,"
-            " abort_status, reason, run, shared, opened_at, opened_on, window_ends_at, result"
+            " abort_status, reason, shared, opened_at, opened_on, window_ends_at, result"
             f" FROM shop_order WHERE {_THESE} {_IN_ORDER} {lock}"
         ),
         _ids(keys),
@@ -371,9 +369,7 @@ async def _attempts_of(tx: AsyncConnection, keys: Sequence[OrderId]) -> dict[Ord
     return attempts
 
 
-def _opened(
-    row: Row[Any], attempts: Sequence[Any], request: OpenOrder, *, shared: bool
-) -> OpenAnswer:
+def _opened(row: Row[Any], attempts: Sequence[Any], request: OpenOrder) -> OpenAnswer:
     order = request.order
     if row.request_hash != request_hash(order, order.HASHED, row.hash_version):
         return OrderDiffers(fields=differing_fields(row.request, order))
@@ -381,7 +377,7 @@ def _opened(
         opened_at=row.opened_at,
         opened_on=row.opened_on,
         window_ends_at=row.window_ends_at,
-        verdict=_verdict(row).model_copy(update={"shared": shared}),
+        verdict=_verdict(row),
         attempts=tuple(attempts),
         result=None if row.result is None else OrderResult.model_validate(row.result),
     )
@@ -405,7 +401,7 @@ async def _store_decisions(
     result = await tx.execute(
         sql(
             "UPDATE shop_order AS o SET decision = new.decision, attempt = new.attempt,"
-            " abort_status = new.abort_status, reason = new.reason, waits_for = 'nothing',"
+            " abort_status = new.abort_status, reason = new.reason,"
             " pivot_refusal = new.pivot_refusal::jsonb, decided_at = new.at, moved_at = new.at"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]),"
             " CAST(:decisions AS text[]), CAST(:attempts AS text[]), CAST(:statuses AS text[]),"
