@@ -34,6 +34,7 @@ from starters.client import connect
 
 LOOK_SECONDS = 0.02
 PATIENCE_SECONDS = 60.0
+PLACING_SECONDS = 150.0  # A step whose worker died is tried again after a minute at most.
 # What whoever asks a dying stack is told; he asks again.
 DYING = (
     Transient, Unknown, Unreachable, RPCError, httpx.TransportError, DBAPIError, OSError,
@@ -137,10 +138,11 @@ class Site:
 
     async def place(self, order: PlaceOrder) -> Placement:
         """Place an order as a person does: who gets an error types it again."""
-        while True:
-            with contextlib.suppress(*DYING):
-                return await self.checkouts.place(order)
-            await asyncio.sleep(LOOK_SECONDS)
+        async with asyncio.timeout(PLACING_SECONDS):
+            while True:
+                with contextlib.suppress(*DYING):
+                    return await self.checkouts.place(order)
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def result(self, order: PlaceOrder, seconds: float = PATIENCE_SECONDS) -> OrderResult:
         """Wait until the order is final in its own row and return how it ended."""
