@@ -273,6 +273,8 @@ async def hear(talk: Talk, outcome: Awaitable[ProviderSays | RefundSays], due: D
         says = await outcome
     except EverycentError as error:
         says = error
+    except AssertionError as error:  # One broken item must not leave the others unanswered.
+        says = Bug(str(error))
     written = {name for name, plan in due.plans.items() if plan is not CallPlan.LOOK_ONLY}
     open_now = talk.sent - set(talk.answers)
     if isinstance(says, Transient) and (open_now or due.is_repeat):

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from everycent.domain.outcome import Refusal
     from everycent.proof.audit import audit
     from everycent.proof.report import AuditReport
-    from workflows.saga import ParkedStep, Saga, attempt, uninterrupted
+    from workflows.saga import ParkedStep, Saga, uninterrupted
 
 __all__ = (
     "AuditReport", "Claims", "FenceState", "FenceTable", "Message", "ParkedStep", "Refusal", "Saga",
-    "StepRequest", "attempt", "audit", "claim_cancels", "claim_tries", "fence_table",
+    "StepRequest", "audit", "claim_cancels", "claim_tries", "fence_table",
     "lock_for_confirm", "store_ends", "store_tries", "uninterrupted",
 )  # fmt: skip
 
@@ -36,7 +36,7 @@ __all__ = (
 _BUNDLED = (Path(__file__).parent / "_bundle").is_dir()
 _SAGA = "everycent._bundle.workflows.saga" if _BUNDLED else "workflows.saga"
 _HOMES = {
-    _SAGA: ("ParkedStep", "Saga", "attempt", "uninterrupted"),
+    _SAGA: ("ParkedStep", "Saga", "uninterrupted"),
     "everycent.database.fence": (
         "Claims", "FenceTable", "claim_cancels", "claim_tries", "lock_for_confirm", "store_ends",
         "store_tries",

@@ -15,7 +15,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, RetryState
 
 with workflow.unsafe.imports_passed_through():
     from activities.boundary import error_of
-    from everycent.domain.message import request_hash
+    from everycent.domain.message import request_hash, storable
     from everycent.domain.order import (
         MAX_ATTEMPTS,
         AttemptAdded,
@@ -38,12 +38,12 @@ with workflow.unsafe.imports_passed_through():
         WaitsFor,
     )
     from everycent.domain.outcome import Refusal
-    from everycent.domain.payment import CaptureRefused, PaidAnyway, RedirectOpened
+    from everycent.domain.payment import CaptureAnswer, CaptureRefused, PaidAnyway, RedirectOpened
     from everycent.errors import NotConfirmable, NothingTried
     from workflows.attributes import STATUS, WAITS_FOR
     from workflows.checkout_steps import CheckoutSteps
-    from workflows.repair import RepairDesk
-    from workflows.saga import Saga, uninterrupted
+    from workflows.repair import REFUSED, RepairDesk, say
+    from workflows.saga import ParkedStep, Saga, run_or_park, uninterrupted
     from workflows.telling import Standing, details, told
 
 T = TypeVar("T")
@@ -78,21 +78,24 @@ class Checkout:
         self._refusals: list[Refusal] = []
         self._redirect_url: str | None = None
         self._waits_for = WaitsFor.NOTHING
-        self._captured_minor = 0
-        self._refunded_minor = 0
+        self._paid_late: dict[str, int] = {}  # What attempts took in spite of their void.
+        self._refunded: dict[str, int] = {}  # What went back, by the refund's key.
         self._result: OrderResult | None = None
-        self._differs: ApplicationError | None = None
+        self._failure: ApplicationError | None = None
 
     @workflow.run
     async def run(self, order: PlaceOrder) -> OrderResult:
         """Sell the order and return how it ended; a cancellation counts as the customer's."""
         try:
             return await uninterrupted(self._sell(), on_cancel=self._cancelled_in_temporal)
+        except ApplicationError as failure:  # Before anything was begun: see `_begin`.
+            self._failure = failure
+            raise
         finally:
             await workflow.wait_condition(workflow.all_handlers_finished)
 
     async def _sell(self) -> OrderResult:
-        opened = await self._open()
+        opened = await self._begin()
         if opened.verdict.decision is Decision.OPEN:
             await self._try_to_sell()
         else:
@@ -107,11 +110,22 @@ class Checkout:
 
     # -- until the decision: everything can still be undone
 
-    async def _open(self) -> OpenedOrder:
-        opened = await self._desk.must("open", self._order.step_key("open"), self._steps.open)
+    async def _begin(self) -> OpenedOrder:
+        """Write the order down. What cannot even be written down ends the run: nothing is held."""
+        opened = await run_or_park("open", self._order.step_key("open"), self._steps.open)
+        if isinstance(opened, ParkedStep):
+            raise ApplicationError(opened.error, type=opened.error_class, non_retryable=True)
         if isinstance(opened, OrderDiffers):
-            self._differs = differs(self._order, opened.fields)
-            raise self._differs
+            raise differs(self._order, opened.fields)
+        return self._know(opened)
+
+    async def _open_again(self) -> OpenedOrder:
+        """Ask the order's row how far the order has come."""
+        opened = await self._desk.must("open", self._order.step_key("open"), self._steps.open)
+        assert isinstance(opened, OpenedOrder), "an order does not change what was asked for"
+        return self._know(opened)
+
+    def _know(self, opened: OpenedOrder) -> OpenedOrder:
         self._opened = True
         self._steps.opened_on = opened.opened_on
         self._steps.window_ends_at = opened.window_ends_at
@@ -120,6 +134,7 @@ class Checkout:
 
     async def _try_to_sell(self) -> None:
         try:
+            self._check_wanted()
             await self._reserve_stock()
             await self._freeze_points()
             paid_by = await self._take_payment()
@@ -177,7 +192,7 @@ class Checkout:
         """Return the payment of that number; wait for the customer to name it if need be."""
         if number not in self._payments:
             await self._wait_for_customer(lambda: number in self._payments)
-        self._check_cancelled()
+        self._check_wanted()
         return self._payments[number]
 
     async def _wait_for_customer(self, named: Callable[[], bool]) -> None:
@@ -194,12 +209,14 @@ class Checkout:
 
     async def _authorise(self, payment: Payment, number: int) -> Refusal | None:
         """Try one payment; None means that it can pay the order."""
-        self._tell_details(f"authorising payment {payment.request_id} by {payment.method}")
-        self._begun.add(payment.request_id)
 
         def replaced() -> bool:
             return number + 1 in self._payments
 
+        if replaced():
+            return Replaced()
+        self._tell_details(f"authorising payment {payment.request_id} by {payment.method}")
+        self._begun.add(payment.request_id)
         answer: object = await self._saga.step(
             f"void payment {payment.request_id}",
             self._steps.attempt_key(payment.request_id),
@@ -254,6 +271,12 @@ class Checkout:
         workflow.logger.error("a step failed before the decision: %s", ours)
         raise RefusedError(OrderStatus.REJECTED, f"{type(ours).__name__}: {ours}") from error
 
+    def _check_wanted(self) -> None:
+        """Stop before a step of an order that is cancelled, or whose window is over."""
+        self._check_cancelled()
+        if workflow.now() >= self._steps.window_ends_at:
+            raise RefusedError(OrderStatus.EXPIRED, self._expired())
+
     def _check_cancelled(self) -> None:
         if self._cancel is not None:
             raise RefusedError(OrderStatus.CANCELLED, self._cancel.reason)
@@ -268,6 +291,8 @@ class Checkout:
         that nothing the other run has begun is left, or comes later.
         """
         self._deciding = True
+        if self._waits_for is WaitsFor.PAYMENT:
+            self._show(WaitsFor.NOTHING)
         evidence = None if pivot_refusal is None else pivot_refusal.model_dump(mode="json")
         self._verdict = await self._desk.must(
             f"decide {wanted.decision}",
@@ -275,7 +300,7 @@ class Checkout:
             lambda: self._steps.decide(wanted, evidence),
         )
         if self._verdict.shared or not self._verdict.agrees_with(wanted):
-            self._adopt(await self._open())
+            self._adopt(await self._open_again())
 
     def _adopt(self, opened: OpenedOrder) -> None:
         """Take over a decided order: whatever it may have done is ours to undo or to finish."""
@@ -313,7 +338,7 @@ class Checkout:
         answer = await self._desk.must(
             "capture payment",
             self._order.step_key("capture", payment.request_id),
-            lambda: self._steps.capture(payment.request_id),
+            lambda: self._capture_or_adopt(payment.request_id),
         )
         if isinstance(answer, CaptureRefused):
             self._refusals.append(answer)
@@ -325,9 +350,22 @@ class Checkout:
             )
             await self._decide(wanted, pivot_refusal=answer)
 
+    async def _capture_or_adopt(self, request_id: str) -> CaptureAnswer | None:
+        """Capture; None if another run has taken the order back meanwhile, which we adopt."""
+        try:
+            return await self._steps.capture(request_id)
+        except ActivityError as error:
+            if not isinstance(error_of(error), NotConfirmable):
+                raise
+            opened = await self._open_again()
+            if opened.verdict.decision is Decision.COMMITTING:
+                raise
+        self._adopt(opened)
+        return None
+
     async def _fulfil(self) -> OrderResult:
         """Give the customer what is paid for; all of it, or all of the money back."""
-        self._captured_minor = self._order.due_minor
+        assert self._chosen() or not self._order.due_minor, "what is due is paid by somebody"
         self._tell_details("selling the stock and booking the sale")
         sold, *_ = await asyncio.gather(
             self._sell_stock(),
@@ -375,7 +413,7 @@ class Checkout:
             await self._desk.see_done(
                 "post ledger",
                 self._order.step_key("ledger"),
-                lambda: self._steps.post_ledger(self._chosen()),
+                self._unless_refused(lambda: self._steps.post_ledger(self._chosen())),
             )
 
     async def _earn_points(self) -> None:
@@ -387,12 +425,13 @@ class Checkout:
     async def _drop_other_payments(self) -> None:
         """Void every attempt but the one that pays; one that was paid all the same is refunded."""
         for payment in self._payments.values():
-            if payment.request_id in self._begun and payment != self._chosen():
+            if payment.request_id in self._begun and payment.request_id != self._verdict.attempt:
                 await self._desk.see_done(
                     f"void payment {payment.request_id}",
                     self._steps.attempt_key(payment.request_id),
                     lambda payment=payment: self._undo_payment(payment),  # type: ignore[misc]
                 )
+        await self._refund_late()
 
     async def _give_everything_back(self) -> None:
         """Refund a paid order that cannot be fulfilled: forward steps with keys of their own."""
@@ -400,7 +439,7 @@ class Checkout:
         payment, order = self._chosen(), self._order
         steps: list[Awaitable[object]] = []
         if payment is not None:
-            steps.append(self._refund(payment, order.due_minor, "unfulfillable"))
+            steps.append(self._refund(payment, order.due_minor, order.step_key("full-refund")))
         if order.points:
             key = order.step_key("points-refund")
             steps.append(self._desk.see_done("restore points", key, self._steps.restore_points))
@@ -409,46 +448,68 @@ class Checkout:
             steps.append(self._desk.see_done("revoke points", key, self._steps.revoke_points))
         if order.total_minor:
             key = order.step_key("ledger-reversal")
-            steps.append(self._desk.see_done("reverse ledger", key, self._steps.reverse_ledger))
+            reverse = self._unless_refused(self._steps.reverse_ledger)
+            steps.append(self._desk.see_done("reverse ledger", key, reverse))
         await asyncio.gather(*steps)
 
     async def _undo_payment(self, payment: Payment) -> None:
-        """Void an attempt; money that it took in spite of that goes back at once."""
+        """Void an attempt, and note the money that it took in spite of that: it has to go back."""
         request_id, reason = payment.request_id, self._verdict.reason
         if isinstance(payment, BalancePayment):
             await self._steps.unfreeze_balance(request_id, reason)
             return
         answer = await self._steps.void(request_id, reason)
         if isinstance(answer, PaidAnyway):
-            self._captured_minor += answer.amount_minor
-            await self._refund(payment, answer.amount_minor, f"late-{request_id}")
+            self._paid_late[request_id] = answer.amount_minor
 
-    async def _refund(self, payment: Payment, amount_minor: int, refund_id: str) -> None:
-        async def give_back() -> None:
-            answer: object = (
-                await self._steps.credit_balance(payment, refund_id)
-                if isinstance(payment, BalancePayment)
-                else await self._steps.refund(payment.request_id, amount_minor, refund_id)
+    async def _refund_late(self) -> None:
+        """Give back what came too late: forward steps, which hold up none of the undos."""
+        late = [p for p in self._payments.values() if p.request_id in self._paid_late]
+        keys = {p.request_id: self._order.step_key("late-refund", p.request_id) for p in late}
+        await asyncio.gather(
+            *(
+                self._refund(payment, self._paid_late[request_id], keys[request_id])
+                for payment in late
+                if keys[request_id := payment.request_id] not in self._refunded
             )
-            if isinstance(answer, Refusal):  # What cannot be refunded is parked, never dropped.
-                raise ApplicationError(self._told(answer), type="RefundRefused", non_retryable=True)
+        )
 
-        key = self._order.step_key("refund", refund_id)
-        await self._desk.see_done(f"refund payment {payment.request_id}", key, give_back)
-        self._refunded_minor += amount_minor
+    async def _refund(self, payment: Payment, amount_minor: int, key: str) -> None:
+        self._refunded[key] = 0  # Begun; nobody begins it again.
+
+        async def give_back() -> object:
+            if isinstance(payment, BalancePayment):
+                return await self._steps.credit_balance(payment, key)
+            return await self._steps.refund(payment.request_id, amount_minor, key)
+
+        name = f"refund payment {payment.request_id}"
+        await self._desk.see_done(name, key, self._unless_refused(give_back))
+        self._refunded[key] = amount_minor
+
+    def _unless_refused(
+        self, run: Callable[[], Awaitable[object]]
+    ) -> Callable[[], Awaitable[object]]:
+        """Park what is refused where the flow has no other way: it is never dropped."""
+
+        async def accepted() -> object:
+            answer = await run()
+            if isinstance(answer, Refusal):
+                raise ApplicationError(self._told(answer), type=REFUSED, non_retryable=True)
+            return answer
+
+        return accepted
 
     async def _abort(self) -> OrderResult:
         self._tell_details(f"undoing: {self._verdict.reason}")
         parked = await self._saga.compensate()
-        if parked:
-            await self._mark(WaitsFor.REPAIR, self._verdict.status)
-            await asyncio.gather(*(self._desk.repair(step) for step in parked))
-            self._saga.undone += [step.name for step in parked]
+        await asyncio.gather(self._refund_late(), *(self._desk.repair(step) for step in parked))
+        await self._refund_late()  # What a void that was repaired has found.
+        self._saga.undone += [step.name for step in parked]
         return await self._close(self._verdict.status)
 
     async def _stored(self) -> OrderResult:
         """Return the result of an order that another run has ended."""
-        result = (await self._open()).result
+        result = (await self._open_again()).result
         assert result is not None, "a final order has a result"
         return result
 
@@ -459,15 +520,11 @@ class Checkout:
             order_id=order.order_id,
             status=status,
             decision=Decision.ABORTED if aborted else Decision.COMMITTED,
-            reason=self._verdict.reason
-            if aborted
-            else ""
-            if status is OrderStatus.CONFIRMED
-            else GONE,
+            reason=GONE if status is OrderStatus.REFUNDED else self._verdict.reason,
             refusals=tuple(refusal.model_dump(mode="json") for refusal in self._refusals),
             total_minor=order.total_minor,
-            captured_minor=self._captured_minor,
-            refunded_minor=self._refunded_minor,
+            captured_minor=self._captured_minor(),
+            refunded_minor=sum(self._refunded.values()),
             points_used=order.points if status is OrderStatus.CONFIRMED else 0,
             points_earned=order.points_earned if status is OrderStatus.CONFIRMED else 0,
             undone=tuple(self._saga.undone),
@@ -477,6 +534,11 @@ class Checkout:
         )
         return self._tell(stored)
 
+    def _captured_minor(self) -> int:
+        """Return all that was taken: what was due, once that is decided, and what came too late."""
+        due = self._order.due_minor if self._verdict.decision is Decision.COMMITTING else 0
+        return due + sum(self._paid_late.values())
+
     def _chosen(self) -> Payment | None:
         """Return the payment that the decision named."""
         chosen = (p for p in self._payments.values() if p.request_id == self._verdict.attempt)
@@ -484,13 +546,19 @@ class Checkout:
 
     # -- what people see and say
 
-    async def _mark(self, waits_for: WaitsFor, status: OrderStatus | None = None) -> None:
+    async def _mark(self, waits_for: WaitsFor) -> None:
+        """Say in the row and to Temporal what the order waits for; only people read it."""
+        self._show(waits_for)
+        aborting = self._verdict.decision is Decision.ABORTING
+        status = self._verdict.status if aborting else None
+        await say("what the order waits for", lambda: self._steps.mark(waits_for, status))
+
+    def _show(self, waits_for: WaitsFor) -> None:
         self._waits_for = waits_for
         self._tell_details(
             f"waiting for {waits_for}" if waits_for is not WaitsFor.NOTHING else "going on"
         )
         workflow.upsert_search_attributes([WAITS_FOR.value_set(waits_for)])
-        await self._steps.mark(waits_for, status)
 
     def _tell(self, result: OrderResult) -> OrderResult:
         """Show the end to whoever looks at this run."""
@@ -509,19 +577,17 @@ class Checkout:
             doing=self._doing,
             decision=end.decision if end else self._verdict.decision,
             refusals=self._refusals,
-            captured_minor=end.captured_minor if end else self._captured_minor,
-            refunded_minor=end.refunded_minor if end else self._refunded_minor,
+            captured_minor=end.captured_minor if end else self._captured_minor(),
+            refunded_minor=end.refunded_minor if end else sum(self._refunded.values()),
             redirect_url=self._redirect_url if self._waits_for is WaitsFor.PAYMENT else None,
             parked=[step for step, _ in self._desk.parked.values()],
             undone=end.undone if end else self._saga.undone,
         )
         workflow.set_current_details(details(self._order, standing))
 
-    def _tell_parked(self) -> None:
+    async def _tell_parked(self) -> None:
         """Let a step that was parked, or is done at last, be found and read."""
-        waits_for = WaitsFor.REPAIR if self._desk.parked else self._waits_for
-        workflow.upsert_search_attributes([WAITS_FOR.value_set(waits_for)])
-        self._tell_details()
+        await self._mark(WaitsFor.REPAIR if self._desk.parked else WaitsFor.NOTHING)
 
     def _told(self, refusal: Refusal) -> str:
         return told(refusal, self._order.currency)
@@ -537,7 +603,7 @@ class Checkout:
             status=closed.status if closed else self._verdict.status,
             waits_for=WaitsFor.REPAIR if self._desk.parked else self._waits_for,
             reason=self._reason(),
-            redirect_url=self._redirect_url,
+            redirect_url=self._redirect_url if self._waits_for is WaitsFor.PAYMENT else None,
             parked=tuple(self._desk.parked),
             result=closed,
         )
@@ -552,11 +618,13 @@ class Checkout:
         """Answer once the order is decided or waits for its customer."""
         await workflow.wait_condition(
             lambda: (
-                (self._deciding and self._verdict.decision is not Decision.OPEN)
+                self._verdict.decision is not Decision.OPEN
                 or self._result is not None
+                or self._failure is not None
                 or self._waits_for is WaitsFor.PAYMENT
             )
         )
+        self._check_failure()
         return self.progress()
 
     @placed.validator
@@ -571,7 +639,10 @@ class Checkout:
     async def cancel(self, request: CancelOrder) -> CancelAnswer:
         """Cancel the order if it is not decided yet, and answer with the decision."""
         self._cancel = self._cancel or request
-        await workflow.wait_condition(lambda: self._verdict.decision is not Decision.OPEN)
+        await workflow.wait_condition(
+            lambda: self._verdict.decision is not Decision.OPEN or self._failure is not None
+        )
+        self._check_failure()
         aborting = self._verdict.decision in (Decision.ABORTING, Decision.ABORTED)
         status = self._verdict.status if aborting else OrderStatus.PENDING
         return CancelAnswer(cancelled=aborting, status=status, reason=self._verdict.reason)
@@ -586,7 +657,8 @@ class Checkout:
     @workflow.update
     async def pay(self, request: PayOrder) -> AttemptAnswer:
         """Name another payment for an order whose last one was refused or takes too long."""
-        await workflow.wait_condition(lambda: self._opened)
+        await workflow.wait_condition(lambda: self._opened or self._failure is not None)
+        self._check_failure()
         answer = await self._steps.add_attempt(request.payment)
         if isinstance(answer, AttemptAdded):
             self._payments.setdefault(answer.number, request.payment)
@@ -608,6 +680,11 @@ class Checkout:
     def _is_parked(self, request: RepairOrder) -> None:
         self._desk.check(request)
 
+    def _check_failure(self) -> None:
+        """Give whoever waits the error that ended the run."""
+        if self._failure is not None:
+            raise self._failure
+
     def _standing(self) -> str:
         status = self._result.status if self._result else self._verdict.decision
         return f"the order is {status.replace('OPEN', 'being decided').lower()}"
@@ -615,7 +692,7 @@ class Checkout:
     def _cancelled_in_temporal(self) -> None:
         reason = workflow.cancellation_reason() or "cancelled in Temporal"
         if not self._deciding:
-            self._cancel = self._cancel or CancelOrder(reason=reason)
+            self._cancel = self._cancel or CancelOrder(reason=str(storable(reason)))
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

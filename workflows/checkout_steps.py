@@ -114,7 +114,7 @@ class CheckoutSteps:
 
     @property
     def window_left(self) -> timedelta:
-        """How long the customer can still pay; a second at least, so that a step can be asked."""
+        """How long a step before the decision may take; a second at least."""
         return max(self.window_ends_at - workflow.now(), timedelta(seconds=1))
 
     def attempt_key(self, request_id: str) -> str:
@@ -154,6 +154,7 @@ class CheckoutSteps:
             OrderActivities.decide,
             Decide(
                 to=wanted.decision,
+                run=workflow.info().run_id,
                 attempt=wanted.attempt,
                 status=wanted.status,
                 reason=wanted.reason,
@@ -372,7 +373,7 @@ class CheckoutSteps:
             **PROVIDER_MUST,
         )
 
-    async def refund(self, request_id: str, amount_minor: int, refund_id: str) -> RefundAnswer:
+    async def refund(self, request_id: str, amount_minor: int, refund_key: str) -> RefundAnswer:
         """Give captured money back."""
         return await workflow.execute_activity_method(
             PaymentActivities.refund,
@@ -380,7 +381,7 @@ class CheckoutSteps:
                 payment_key=self.attempt_key(request_id),
                 amount_minor=amount_minor,
                 currency=self._order.currency,
-                **self._step("refund", refund_id),
+                **{**self._step("refund"), "key": refund_key},
             ),
             task_queue=finishes("payment"),
             summary=f"refund payment {request_id}",
@@ -424,7 +425,7 @@ class CheckoutSteps:
             **DATABASE_MUST,
         )
 
-    async def credit_balance(self, payment: BalancePayment, refund_id: str) -> CreditAnswer:
+    async def credit_balance(self, payment: BalancePayment, refund_key: str) -> CreditAnswer:
         """Give debited money back to the account."""
         return await workflow.execute_activity_method(
             AccountActivities.credit_balance,
@@ -432,7 +433,7 @@ class CheckoutSteps:
                 account=payment.account,
                 currency=self._order.currency,
                 amount_minor=self._order.due_minor,
-                **self._step("refund", refund_id),
+                **{**self._step("refund"), "key": refund_key},
             ),
             task_queue=finishes("account"),
             summary="refund to the balance",

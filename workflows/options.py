@@ -1,7 +1,8 @@
 """The named time-outs and retries of every step; they form the ladder of design rule 15.
 
-start-to-close (20 s) > pool wait (5 s) + transaction_timeout (10 s) + margin. What is retried
-follows from the error's class (activities/boundary.py): Bug and InvalidRequest come back at once.
+One transaction is pool wait (5 s) + transaction_timeout (10 s): a database step has 20 s. A
+provider step has two of them and the calls between, and an authorise may void what it got: 90 s.
+What is retried follows from the error's class (activities/boundary.py).
 """
 
 from datetime import timedelta
@@ -28,11 +29,11 @@ _PATIENT = RetryPolicy(
 DATABASE_STEP = StepOptions(start_to_close_timeout=timedelta(seconds=20), retry_policy=_PATIENT)
 
 # A call to the payment provider, written down before and after it.
-PROVIDER_STEP = StepOptions(start_to_close_timeout=timedelta(seconds=60), retry_policy=_PATIENT)
+PROVIDER_STEP = StepOptions(start_to_close_timeout=timedelta(seconds=90), retry_policy=_PATIENT)
 
 # Asking the provider whether the customer has paid on the redirect page: no event per question.
 POLL_STEP = StepOptions(
-    start_to_close_timeout=timedelta(seconds=30),
+    start_to_close_timeout=timedelta(seconds=60),
     retry_policy=RetryPolicy(
         initial_interval=timedelta(seconds=1),
         backoff_coefficient=1.3,

@@ -1,6 +1,7 @@
 """Steps that may not be given up: retried, then parked as a repair case, and never dropped."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from temporalio import workflow
@@ -9,11 +10,10 @@ from temporalio.exceptions import ApplicationError
 with workflow.unsafe.imports_passed_through():
     from everycent.domain.order import CaseSettled, Parked, RepairAnswer, RepairOrder
     from workflows.options import PARKED_RETRY
-    from workflows.saga import ParkedStep, attempt
+    from workflows.saga import ParkedStep, run_or_park
 
 T = TypeVar("T")
-RETRY = ("retry",)
-RETRY_OR_RESOLVE = ("retry", "resolve")
+REFUSED = "Refused"  # The type of an error that stands for a stored refusal: no try changes it.
 
 
 class Clerk(Protocol):
@@ -26,101 +26,139 @@ class Clerk(Protocol):
         """Close the case."""
 
 
-class RepairDesk:
-    """The parked steps of one run, and what operators say about them."""
+@dataclass
+class Word:
+    """An operator's word on a parked step, and what came of it."""
 
-    def __init__(self, clerk: Clerk, *, on_change: Callable[[], None] = lambda: None) -> None:
+    request: RepairOrder
+    answer: RepairAnswer | None = None
+
+
+class RepairDesk:
+    """The parked steps of one run, and what operators say about them.
+
+    Nothing here fails the run: a case that cannot be written down is logged, the step stays parked.
+    """
+
+    def __init__(self, clerk: Clerk, *, on_change: Callable[[], Awaitable[None]]) -> None:
         self._clerk = clerk
         self._on_change = on_change  # Called when a step is parked, and when it is done at last.
         self.parked: dict[str, tuple[ParkedStep, tuple[str, ...]]] = {}
-        self._orders: dict[str, RepairOrder] = {}
-        self._answers: dict[str, list[RepairAnswer]] = {}
+        self._words: dict[str, list[Word]] = {}  # Per step, those that wait for their turn.
 
     async def must(self, name: str, key: str, run: Callable[[], Awaitable[T]]) -> T:
         """Run a step whose answer the flow needs: parked and tried again until it has one."""
-        done = await attempt(name, key, run)
+        done = await run_or_park(name, key, run)
         if not isinstance(done, ParkedStep):
             return done
-        answer: T = await self._until_done(done, RETRY)
+        answer: T = await self._until_done(done, needs_answer=True)
         return answer
 
     async def see_done(self, name: str, key: str, run: Callable[[], Awaitable[T]]) -> T | None:
         """Run a step that a person can also do by hand; then the answer is None."""
-        done = await attempt(name, key, run)
+        done = await run_or_park(name, key, run)
         return await self.repair(done) if isinstance(done, ParkedStep) else done
 
     async def repair(self, step: ParkedStep) -> Any:
         """Park a step that has failed and see it done, by another try or by hand."""
-        return await self._until_done(step, RETRY_OR_RESOLVE)
+        return await self._until_done(step, needs_answer=False)
 
     async def instruct(self, request: RepairOrder) -> RepairAnswer:
-        """Take an operator's word on a parked step and answer what came of it."""
-        answers = self._answers.setdefault(request.case_key, [])
-        heard = len(answers)
-        self._orders.setdefault(request.case_key, request)
-        await workflow.wait_condition(lambda: len(answers) > heard)
-        return answers[heard]
+        """Take an operator's word on a parked step and answer what came of it.
+
+        Words are taken in turn, but one that says "done by hand" goes before any further try.
+        """
+        word = Word(request)
+        self._words.setdefault(request.case_key, []).append(word)
+        await workflow.wait_condition(lambda: word.answer is not None)
+        assert word.answer is not None
+        return word.answer
 
     def check(self, request: RepairOrder) -> None:
-        """Refuse a word about a step that is not parked, or that cannot be done by hand."""
+        """Refuse a word about a step that is not parked, or that the word cannot help."""
         if request.case_key not in self.parked:
             raise ApplicationError(f"{request.case_key} is not parked", type="NotParked")
-        if request.action not in self.parked[request.case_key][1]:
+        step, proposals = self.parked[request.case_key]
+        if request.action not in proposals:
             raise ApplicationError(
-                f"{request.case_key} can only be retried: the order needs its answer",
-                type="NotResolvable",
+                f"{step.name} can only be helped by: {', '.join(proposals)}", type="NotProposed"
             )
 
-    async def _until_done(self, step: ParkedStep, proposals: tuple[str, ...]) -> Any:
-        tried_again = False
+    async def _until_done(self, step: ParkedStep, *, needs_answer: bool) -> Any:
+        word: Word | None = None
         while True:
+            proposals = _proposals(step, needs_answer=needs_answer)
             settled_by_hand = await self._park(step, proposals)
             if settled_by_hand:
-                return self._done(step.key, None)
-            if tried_again:
-                self._answer(step.key, RepairAnswer(done=False, error=step.error))
-            order = await self._next_order(step.key)
-            if order.action == "resolve":
-                await self._settle(order, by_hand=True)
-                return self._done(step.key, None)
-            done = await attempt(step.name, step.key, step.run)
+                return await self._done(step.key, None)
+            if word is not None:
+                word.answer = RepairAnswer(done=False, error=step.error)
+            word = await self._next_word(step.key, proposals)
+            if word.request.action == "resolve":
+                await self._settle(word, by_hand=True)
+                return await self._done(step.key, None)
+            done = await run_or_park(step.name, step.key, step.run)
             if not isinstance(done, ParkedStep):
-                await self._settle(order, by_hand=False)
-                return self._done(step.key, done)
-            step, tried_again = done, True
+                await self._settle(word, by_hand=False)
+                return await self._done(step.key, done)
+            step = done
 
     async def _park(self, step: ParkedStep, proposals: tuple[str, ...]) -> bool:
         """Write the case down; True if a person had settled it by hand in an earlier run."""
         self.parked[step.key] = (step, proposals)
-        self._on_change()
         workflow.logger.error("parked %s (%s): %s", step.name, step.key, step.error)
         counter = workflow.metric_meter().create_counter(
             "everycent_parked_steps", "Steps that did not succeed within their budget."
         )
         counter.add(1, {"step": step.name, "error_class": step.error_class})
-        parked = await self._clerk.park(step, proposals)
-        return parked.settled_by_hand and "resolve" in proposals
+        await self._on_change()
+        parked = await say(f"case {step.key}", lambda: self._clerk.park(step, proposals))
+        return parked is not None and parked.settled_by_hand and "resolve" in proposals
 
-    async def _next_order(self, key: str) -> RepairOrder:
-        """Wait for an operator; without one the step is tried again after a while."""
+    async def _next_word(self, key: str, proposals: tuple[str, ...]) -> Word:
+        """Wait for an operator; without one the step is tried again after a while, if it helps."""
+        words = self._words.setdefault(key, [])
         try:
             await workflow.wait_condition(
-                lambda: key in self._orders, timeout=PARKED_RETRY, timeout_summary=f"repair {key}"
+                lambda: bool(words),
+                timeout=PARKED_RETRY if "retry" in proposals else None,
+                timeout_summary=f"repair {key}",
             )
         except TimeoutError:
-            return RepairOrder(case_key=key, by="everycent", reason="tried again by itself")
-        return self._orders.pop(key)
+            return Word(RepairOrder(case_key=key, by="everycent", reason="tried again by itself"))
+        word = next((word for word in words if word.request.action == "resolve"), words[0])
+        words.remove(word)
+        return word
 
-    async def _settle(self, order: RepairOrder, *, by_hand: bool) -> None:
-        reason = order.reason or "the step succeeded when it was tried again"
-        await self._clerk.settle(order.case_key, by=order.by, reason=reason, by_hand=by_hand)
+    async def _settle(self, word: Word, *, by_hand: bool) -> None:
+        request = word.request
+        reason = request.reason or "the step succeeded when it was tried again"
+        await say(
+            f"case {request.case_key}",
+            lambda: self._clerk.settle(
+                request.case_key, by=request.by, reason=reason, by_hand=by_hand
+            ),
+        )
+        word.answer = RepairAnswer(done=True)
 
-    def _done(self, key: str, answer: Any) -> Any:
+    async def _done(self, key: str, answer: Any) -> Any:
         del self.parked[key]
-        self._on_change()
-        self._answer(key, RepairAnswer(done=True))
+        for word in self._words.pop(key, []):
+            word.answer = RepairAnswer(done=True)
+        await self._on_change()
         return answer
 
-    def _answer(self, key: str, answer: RepairAnswer) -> None:
-        self._orders.pop(key, None)
-        self._answers.setdefault(key, []).append(answer)
+
+async def say(what: str, tell: Callable[[], Awaitable[T]]) -> T | None:
+    """Tell somebody something that the order does not depend on; what cannot be told is logged."""
+    done = await run_or_park(what, what, tell)
+    if isinstance(done, ParkedStep):
+        workflow.logger.error("could not tell %s: %s", what, done.error)
+        return None
+    return done
+
+
+def _proposals(step: ParkedStep, *, needs_answer: bool) -> tuple[str, ...]:
+    """Return what can help: another try, unless a stored refusal answered; a person's own hand."""
+    by_hand = () if needs_answer else ("resolve",)
+    return by_hand if step.error_class == REFUSED and by_hand else ("retry", *by_hand)

@@ -79,7 +79,7 @@ class Saga:
         parked = []
         while self._undos:
             entry = self._undos.pop()
-            done = await attempt(entry.name, entry.key, entry.run)
+            done = await run_or_park(entry.name, entry.key, entry.run)
             if isinstance(done, ParkedStep):
                 parked.append(done)
             else:
@@ -87,7 +87,7 @@ class Saga:
         return parked
 
 
-async def attempt(name: str, key: str, run: Callable[[], Awaitable[T]]) -> T | ParkedStep:
+async def run_or_park(name: str, key: str, run: Callable[[], Awaitable[T]]) -> T | ParkedStep:
     """Run a step that must not be given up; one that fails comes back as parked, never raises."""
     try:
         return await run()

@@ -58,10 +58,14 @@ async def open_order(
     first = {_id(r.order): r for r in reversed(requests)}
     won = await _insert_orders(tx, [first[key] for key in sorted(first)])
     await _insert_first_attempts(tx, [first[key] for key in won])
-    await _note_other_runs(tx, {_id(r.order): r.run for r in requests if _id(r.order) not in won})
     rows = await _rows(tx, list(first))
+    shared = {_id(r.order) for r in requests if _is_shared(rows[_id(r.order)], r.run)}
+    await _note_shared(tx, [key for key in shared if not rows[key].shared])
     attempts = await _attempts_of(tx, list(first))
-    return [_opened(rows[_id(r.order)], attempts.get(_id(r.order), ()), r) for r in requests]
+    return [
+        _opened(rows[key], attempts.get(key, ()), r, shared=key in shared)
+        for r, key in ((r, _id(r.order)) for r in requests)
+    ]
 
 
 async def decide(tx: AsyncConnection, requests: Sequence[Decide]) -> list[Verdict | EverycentError]:
@@ -73,6 +77,8 @@ async def decide(tx: AsyncConnection, requests: Sequence[Decide]) -> list[Verdic
         key = _id(request)
         if key not in standing:
             continue
+        if _is_shared(rows[key], request.run):
+            standing[key] = standing[key].model_copy(update={"shared": True})
         after = move(standing[key], request)
         if after != standing[key]:
             moved[key] = request
@@ -289,21 +295,17 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
     return [(row.tenant, row.order_id) for row in result]
 
 
-async def _note_other_runs(tx: AsyncConnection, runs: Mapping[OrderId, str]) -> None:
-    """Mark the orders that another run has opened before: whoever undoes them undoes every step."""
-    if not runs:
+def _is_shared(row: Row[Any], run: str) -> bool:
+    """Tell whether a run other than the one that made the order's row has to do with it."""
+    return bool(row.shared or row.run != run)
+
+
+async def _note_shared(tx: AsyncConnection, keys: Sequence[OrderId]) -> None:
+    """Mark orders that a second run has opened: whoever undoes them undoes every step."""
+    if not keys:
         return
-    keys = sorted(runs)
-    await tx.execute(
-        sql(
-            "UPDATE shop_order AS o SET shared = true"
-            " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]), CAST(:runs AS text[]))"
-            " AS new (tenant, order_id, run)"
-            " WHERE o.tenant = new.tenant AND o.order_id = new.order_id"
-            " AND o.run <> new.run AND NOT o.shared"
-        ),
-        {**_ids(keys), "runs": [runs[key] for key in keys]},
-    )
+    locked = await _rows(tx, keys, lock="FOR NO KEY UPDATE")
+    await tx.execute(sql(f"UPDATE shop_order SET shared = true WHERE {_THESE}"), _ids(locked))
 
 
 async def _insert_first_attempts(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> None:
@@ -345,7 +347,7 @@ async def _rows(
     result = await tx.execute(
         sql(
             "SELECT tenant, order_id, request, request_hash, hash_version, decision, attempt,"
-            " abort_status, reason, shared, opened_at, opened_on, window_ends_at, result"
+            " abort_status, reason, run, shared, opened_at, opened_on, window_ends_at, result"
             f" FROM shop_order WHERE {_THESE} {_IN_ORDER} {lock}"
         ),
         _ids(keys),
@@ -369,7 +371,9 @@ async def _attempts_of(tx: AsyncConnection, keys: Sequence[OrderId]) -> dict[Ord
     return attempts
 
 
-def _opened(row: Row[Any], attempts: Sequence[Any], request: OpenOrder) -> OpenAnswer:
+def _opened(
+    row: Row[Any], attempts: Sequence[Any], request: OpenOrder, *, shared: bool
+) -> OpenAnswer:
     order = request.order
     if row.request_hash != request_hash(order, order.HASHED, row.hash_version):
         return OrderDiffers(fields=differing_fields(row.request, order))
@@ -377,7 +381,7 @@ def _opened(row: Row[Any], attempts: Sequence[Any], request: OpenOrder) -> OpenA
         opened_at=row.opened_at,
         opened_on=row.opened_on,
         window_ends_at=row.window_ends_at,
-        verdict=_verdict(row),
+        verdict=_verdict(row).model_copy(update={"shared": shared}),
         attempts=tuple(attempts),
         result=None if row.result is None else OrderResult.model_validate(row.result),
     )
@@ -401,7 +405,7 @@ async def _store_decisions(
     result = await tx.execute(
         sql(
             "UPDATE shop_order AS o SET decision = new.decision, attempt = new.attempt,"
-            " abort_status = new.abort_status, reason = new.reason,"
+            " abort_status = new.abort_status, reason = new.reason, waits_for = 'nothing',"
             " pivot_refusal = new.pivot_refusal::jsonb, decided_at = new.at, moved_at = new.at"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]),"
             " CAST(:decisions AS text[]), CAST(:attempts AS text[]), CAST(:statuses AS text[]),"

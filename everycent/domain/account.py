@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from everycent.domain.message import Currency, Id, Message, StepRequest
+from everycent.domain.message import Currency, Id, Message, StepRequest, Told
 from everycent.domain.outcome import Refusal
 
 A = TypeVar("A", covariant=True)
@@ -40,7 +40,7 @@ class DebitBalance(StepRequest):
 class UnfreezeBalance(StepRequest):
     """Cancel: the frozen amount, if any, is available again; a Try that comes later is refused."""
 
-    reason: str
+    reason: Told
 
 
 class Deposit(_OnAccount):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
-from everycent.domain.message import Id, Message, StepRequest, Units
+from everycent.domain.message import Id, Message, StepRequest, Told, Units
 from everycent.domain.outcome import Refusal
 
 Shelf = dict[tuple[str, str], int]  # (tenant, sku) -> free units
@@ -34,7 +34,7 @@ class CommitStock(StepRequest):
 class ReleaseStock(StepRequest):
     """Cancel: the held units, if any, are free again; a Try that comes later is refused."""
 
-    reason: str
+    reason: Told
 
 
 class SetStock(StepRequest):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, model_validator
 
-from everycent.domain.message import Currency, Key, Message, StepRequest
+from everycent.domain.message import Currency, Key, Message, StepRequest, Told
 from everycent.domain.outcome import Refusal
 
 Place = tuple[str, str, str]  # (tenant, account, currency): where a leg goes.
@@ -93,7 +93,7 @@ class SettleTransfer(StepRequest):
 class VoidTransfer(StepRequest):
     """Cancel: what is pending, if anything, is dropped; a hold that comes later is refused."""
 
-    reason: str
+    reason: Told
 
 
 class ReverseTransfer(StepRequest):

@@ -6,13 +6,32 @@ from collections.abc import Callable
 from datetime import date
 from typing import Annotated, ClassVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 Id = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9._~-]{1,64}\z")]
 Key = Annotated[str, Field(min_length=1, max_length=300)]
 Currency = Annotated[str, StringConstraints(pattern=r"\A[A-Z]{3}\z")]
 MinorUnits = Annotated[int, Field(strict=True, ge=0, le=10**15)]
 Units = Annotated[int, Field(strict=True, gt=0, le=10**9)]
+
+# What a person types: PostgreSQL holds no NUL, and nobody reads a novel.
+Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"\A[^\x00]*\z")]
+
+
+def storable(text: object) -> object:
+    """Return a text without what PostgreSQL cannot hold, and not too long to be read."""
+    return text.replace("\x00", "")[:2000] if isinstance(text, str) else text
+
+
+# What others tell us (an error, a provider's reason): it must never stop the order it is about.
+Told = Annotated[str, BeforeValidator(storable)]
 
 
 class Message(BaseModel):

@@ -10,7 +10,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError, model_validator
 
-from everycent.domain.message import Currency, Id, Key, Message, MinorUnits, Units, step_key
+from everycent.domain.message import (
+    Currency,
+    Id,
+    Key,
+    Message,
+    MinorUnits,
+    Text,
+    Told,
+    Units,
+    step_key,
+)
 from everycent.domain.outcome import Refusal
 from everycent.errors import InvalidRequest
 
@@ -54,7 +64,7 @@ class CardPayment(Message):
 
     method: Literal["card"] = "card"
     request_id: Id = "first"
-    card_token: str = Field(min_length=1, max_length=200)
+    card_token: Text = Field(min_length=1, max_length=200)
 
 
 class RedirectPayment(Message):
@@ -187,7 +197,7 @@ class Verdict(Message):
     decision: Decision
     attempt: Id | None = None  # The payment attempt that is captured, if money is due.
     status: OrderStatus = OrderStatus.PENDING  # Where an abort leads.
-    reason: str = ""
+    reason: Told = ""
     shared: bool = False  # Another run has opened the order too: it may have begun any step.
 
     def agrees_with(self, other: "Verdict") -> bool:
@@ -202,7 +212,7 @@ class OrderResult(Message):
     order_id: str
     status: OrderStatus
     decision: Decision
-    reason: str = ""
+    reason: Told = ""
     refusals: tuple[dict[str, Any], ...] = ()
     total_minor: int
     captured_minor: int = 0
@@ -237,13 +247,15 @@ OpenAnswer = OpenedOrder | OrderDiffers
 class Decide(OrderRequest):
     """Move the decision to COMMITTING (with the attempt to capture) or ABORTING (with the status).
 
-    `pivot_refusal` is the stored, definite refusal of the pivot: the only way from COMMITTING back.
+    `pivot_refusal` is the stored refusal of the pivot: the only way from COMMITTING back. `run` is
+    the run that asks; one that did not open the order shares it (a reset run opens nothing).
     """
 
     to: Literal[Decision.COMMITTING, Decision.ABORTING]
+    run: str
     attempt: Id | None = None
     status: OrderStatus = OrderStatus.PENDING
-    reason: str = ""
+    reason: Told = ""
     pivot_refusal: dict[str, Any] | None = None
 
 
@@ -277,7 +289,7 @@ class AttemptRefused(Refusal):
     """No further attempt: too many, too late, or the request id stands for another payment."""
 
     kind: Literal["attempt_refused"] = "attempt_refused"
-    reason: str
+    reason: Told
 
 
 AttemptAnswer = AttemptAdded | AttemptRefused
@@ -303,7 +315,7 @@ class ParkStep(OrderRequest):
     case_key: Key
     step: str
     error_class: str
-    error: str
+    error: Told
     owner: str
     proposals: tuple[str, ...] = ("retry", "resolve")
 
@@ -319,8 +331,8 @@ class SettleCase(OrderRequest):
     """Close a repair case: the step succeeded at last, or a person took it over by hand."""
 
     case_key: Key
-    by: str
-    reason: str
+    by: Told
+    reason: Told
     by_hand: bool
 
 
@@ -328,8 +340,8 @@ class CaseSettled(Message):
     """The case is closed; the first who closed it stays on record."""
 
     kind: Literal["case_settled"] = "case_settled"
-    by: str
-    reason: str
+    by: Told
+    reason: Told
 
 
 def move(verdict: Verdict, request: Decide) -> Verdict:
@@ -356,7 +368,7 @@ def move(verdict: Verdict, request: Decide) -> Verdict:
 class CancelOrder(Message):
     """The customer does not want the order any more."""
 
-    reason: str = "the customer cancelled"
+    reason: Text = "the customer cancelled"
 
 
 class CancelAnswer(Message):
@@ -364,7 +376,7 @@ class CancelAnswer(Message):
 
     cancelled: bool
     status: OrderStatus
-    reason: str
+    reason: Told
 
 
 class PayOrder(Message):
@@ -378,15 +390,15 @@ class RepairOrder(Message):
 
     case_key: Key
     action: Literal["retry", "resolve"] = "retry"
-    by: str = Field(min_length=1, max_length=200)
-    reason: str = Field(default="", max_length=2000)
+    by: Text = Field(min_length=1, max_length=200)
+    reason: Text = ""
 
 
 class RepairAnswer(Message):
     """Whether the parked step is done now; if not, why it failed again."""
 
     done: bool
-    error: str = ""
+    error: Told = ""
 
 
 class Placement(Message):
@@ -401,7 +413,7 @@ class Placement(Message):
     decision: Decision
     status: OrderStatus
     waits_for: WaitsFor = WaitsFor.NOTHING
-    reason: str = ""
+    reason: Told = ""
     redirect_url: str | None = None
     parked: tuple[str, ...] = ()  # The keys of its open repair cases.
     result: OrderResult | None = None

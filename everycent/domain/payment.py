@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, JsonValue, TypeAdapter
 
 from everycent.domain.fence import FenceState
-from everycent.domain.message import Currency, Key, Message, StepRequest
+from everycent.domain.message import Currency, Key, Message, StepRequest, Text, Told
 from everycent.domain.outcome import Refusal
 from everycent.errors import Bug, EverycentError, Unknown
 
@@ -41,7 +41,7 @@ class AuthorisePayment(StepRequest):
     amount_minor: int = Field(strict=True, gt=0)
     currency: Currency
     method: Literal["card", "redirect"]
-    card_token: str | None = None
+    card_token: Text | None = None
 
 
 class AwaitCustomer(StepRequest):
@@ -55,7 +55,7 @@ class CapturePayment(StepRequest):
 class VoidPayment(StepRequest):
     """Cancel: the attempt `key` must never take money from now on."""
 
-    reason: str
+    reason: Told
 
 
 class RefundPayment(StepRequest):
@@ -89,8 +89,8 @@ class PaymentDeclined(Refusal):
     """The provider said no, for good, to this attempt; another card may work."""
 
     kind: Literal["payment_declined"] = "payment_declined"
-    code: str
-    message: str = ""
+    code: Told
+    message: Told = ""
 
 
 class CustomerPaid(Message):
@@ -113,8 +113,8 @@ class CaptureRefused(Refusal):
     """The provider will never take this money (the authorisation ran out or was withdrawn)."""
 
     kind: Literal["capture_refused"] = "capture_refused"
-    code: str
-    message: str = ""
+    code: Told
+    message: Told = ""
 
 
 class Voided(Message):
@@ -144,7 +144,7 @@ class RefundRefused(Refusal):
     """More than is left of what was captured, or the provider said no; no balance changed."""
 
     kind: Literal["refund_refused"] = "refund_refused"
-    code: str
+    code: Told
     refundable_minor: int
 
 
@@ -177,7 +177,7 @@ class ProviderSays(Message):
     currency: str | None = None
     amount_minor: int = 0
     captured_minor: int = 0
-    code: str = ""
+    code: Told = ""
     url: str | None = None
     held: bool = False
 
@@ -192,7 +192,7 @@ class RefundSays(Message):
 
     state: Literal["succeeded", "pending", "failed"]
     provider_refund_id: str = ""
-    code: str = ""
+    code: Told = ""
 
 
 CallName = Literal["create", "confirm", "capture", "void", "refund"]

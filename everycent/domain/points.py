@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from everycent.domain.message import Id, Message, StepRequest
+from everycent.domain.message import Id, Message, StepRequest, Told
 from everycent.domain.outcome import Refusal
 
 A = TypeVar("A", covariant=True)
@@ -43,7 +43,7 @@ class RedeemPoints(StepRequest):
 class UnfreezePoints(StepRequest):
     """Cancel: the frozen points, if any, are the customer's again; a later Try is refused."""
 
-    reason: str
+    reason: Told
 
 
 class GrantPoints(_OnPoints):

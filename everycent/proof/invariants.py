@@ -184,7 +184,7 @@ def _kept(facts: Facts) -> list[Money]:
 
     def is_settled(money: Money) -> bool:
         request = money.key.rsplit("/", 1)[-1]
-        names = ("refund/unfulfillable", f"refund/late-{request}")
+        names = ("full-refund", f"late-refund/{request}")
         return any(facts.key(name) in settled for name in names)
 
     return [m for m in money_of(facts) if m.taken_minor != m.back_minor and not is_settled(m)]
@@ -235,9 +235,9 @@ def _belongs_to_an_order(facts: Facts) -> Iterator[Fault]:
 
 def _is_answered(facts: Facts) -> Iterator[Fault]:
     for call in facts.of("call"):
-        owner = (
-            call.key if call.key.startswith(facts.key("refund/")) else call.key.rpartition("/")[0]
-        )
+        names = ("refund/", "late-refund/", "full-refund")
+        is_refund = call.key.startswith(tuple(facts.key(name) for name in names))
+        owner = call.key if is_refund else call.key.rpartition("/")[0]
         yield Fault(owner, f"{call.key} has no answer; it could arrive until {call.about}")
 
 

@@ -59,7 +59,7 @@ async def opened(databases: Pools, tenant: str, run: str = "r-1", **changes: Any
 
 
 def wants(tenant: str, to: Decision, **changes: Any) -> Decide:
-    values = {"tenant": tenant, "order_id": "o-1", "at": NOON, "to": to, "reason": "r"}
+    values = {"tenant": tenant, "order_id": "o-1", "at": NOON, "to": to, "run": "r-1"}
     return Decide.model_validate({**values, "status": OrderStatus.CANCELLED, **changes})
 
 
@@ -93,6 +93,28 @@ async def test_an_order_that_a_second_run_opens_is_marked_as_shared(
     assert (await opened(databases, tenant, run="r-1")).verdict.shared is True
 
 
+async def test_two_runs_that_open_an_order_in_one_batch_share_it(
+    databases: Pools, tenant: str
+) -> None:
+    both = [OpenOrder(order=placed(tenant), at=NOON, driver="d", run=run) for run in ("a", "b")]
+    answers = await call(databases, order.open_order, *both)
+    assert [answer.verdict.shared for answer in answers] == [True, True]
+    assert (await opened(databases, tenant, run="a")).verdict.shared is True
+
+
+@pytest.mark.requirement("T29")
+async def test_a_run_that_decides_without_having_opened_the_order_shares_it(
+    databases: Pools, tenant: str
+) -> None:
+    """A run that was reset to after `open` has a new run id: it must undo what the first began.
+
+    Red when: `decide` does not compare its run with the one that made the row.
+    """
+    await opened(databases, tenant, run="r-1")
+    verdict = await call(databases, order.decide, wants(tenant, Decision.ABORTING, run="reset"))
+    assert (verdict.decision, verdict.shared) == (Decision.ABORTING, True)
+
+
 @pytest.mark.requirement("AC2.5")
 async def test_of_two_drivers_one_decides_and_both_are_told_the_same(
     databases: Pools, tenant: str
@@ -106,7 +128,7 @@ async def test_of_two_drivers_one_decides_and_both_are_told_the_same(
         databases,
         order.open_order,
         *(
-            OpenOrder(order=placed(tenant, order_id), at=NOON, driver="d", run="r")
+            OpenOrder(order=placed(tenant, order_id), at=NOON, driver="d", run="r-1")
             for order_id in orders
         ),
     )
@@ -132,7 +154,9 @@ async def test_of_two_drivers_one_decides_and_both_are_told_the_same(
         rows = await tx.execute(
             text("SELECT order_id, decision FROM shop_order WHERE tenant = :t"), {"t": tenant}
         )
-        assert {row.order_id: row.decision for row in rows} == dict(zip(orders, decided, strict=True))
+        assert {row.order_id: row.decision for row in rows} == dict(
+            zip(orders, decided, strict=True)
+        )
 
 
 @pytest.mark.requirement("AC18.5")

@@ -33,8 +33,8 @@ GOOD: dict[str, Any] = {
 def asked(to: Decision, refusal: dict[str, Any] | None = None) -> Decide:
     return Decide.model_validate(
         {
-            "tenant": "t", "order_id": "o-1", "at": NOON, "to": to, "attempt": "first",
-            "status": OrderStatus.CANCELLED, "reason": "r", "pivot_refusal": refusal,
+            "tenant": "t", "order_id": "o-1", "at": NOON, "to": to, "run": "r-1",
+            "attempt": "first", "status": OrderStatus.CANCELLED, "reason": "r", "pivot_refusal": refusal,
         }
     )  # fmt: skip
 
@@ -95,6 +95,7 @@ def test_the_total_is_the_sum_of_the_lines_as_quoted(amounts: list[int]) -> None
         ({"payment": None}, "order"),
         ({"points": 3000}, "order"),
         ({"color": "red"}, "color"),
+        ({"payment": {"method": "card", "card_token": "a\x00b"}}, "card_token"),
     ],
 )  # fmt: skip
 def test_a_wrong_order_is_refused_at_the_door_with_its_field(

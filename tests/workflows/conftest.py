@@ -122,7 +122,7 @@ class _Troubled(ActivityInboundInterceptor):
             raise ApplicationError(
                 f"{fault.error_type} by the test",
                 type=fault.error_type,
-                non_retryable=fault.error_type in ("Bug", "InvalidRequest"),
+                non_retryable=fault.error_type in ("Bug", "InvalidRequest", "Refused"),
             )
 
 
@@ -263,7 +263,7 @@ class Shop:
         }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def temporal() -> AsyncIterator[WorkflowEnvironment]:
     """Temporal's time-skipping server."""
     binary = Path(sys.executable).with_name("temporal-test-server")
@@ -288,7 +288,7 @@ async def temporal() -> AsyncIterator[WorkflowEnvironment]:
     await env.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
     """The provider simulator, in this process, behind a real HTTP client."""
     app = create_app(tmp_path_factory.mktemp("simulator") / "store.db", Options())
@@ -301,7 +301,7 @@ async def provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ht
         yield http
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def trouble(
     temporal: WorkflowEnvironment,
     databases: dict[ServiceName, Database],

@@ -182,16 +182,6 @@ async def test_a_parked_step_can_be_taken_over_by_hand_and_keeps_who_and_why(sho
     assert case["by_hand"] is True
 
 
-async def test_a_parked_step_is_tried_again_by_itself(shop: Shop) -> None:
-    await stocked(shop)
-    shop.fault("ledger.post_transfer", "Bug", times=2)
-    result = await shop.sell(shop.order(points=33))
-    assert result.status is OrderStatus.CONFIRMED
-    [case] = await shop.cases()
-    assert (case["state"], case["attempts"], case["resolved_by"]) == ("RESOLVED", 2, "everycent")
-    await assert_sold_once(shop)
-
-
 @pytest.mark.requirement("AC2.4")
 @pytest.mark.parametrize("undo", UNDOS)
 async def test_a_cancellation_in_the_middle_of_the_undos_drops_none(shop: Shop, undo: str) -> None:
