@@ -13,8 +13,10 @@ import asyncpg
 import httpx
 import pytest
 from sqlalchemy.exc import DBAPIError
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from everycent.database.reads import Reader
 from everycent.domain.order import (
@@ -159,6 +161,25 @@ class Site:
     async def pay_on_page(self, placement: Placement) -> None:
         assert placement.redirect_url, f"{placement.order_id} has no page to pay on"
         (await self.provider.post(placement.redirect_url)).raise_for_status()
+
+    async def delete_from_temporal(self, order: PlaceOrder) -> None:
+        """Delete the order's workflow, as an operator or the end of the retention does."""
+        handle = self.client.get_workflow_handle(order.workflow_id())
+        execution = WorkflowExecution(workflow_id=handle.id)
+        await self.client.workflow_service.delete_workflow_execution(
+            DeleteWorkflowExecutionRequest(
+                namespace=self.client.namespace, workflow_execution=execution
+            )
+        )
+
+        async def gone() -> bool:
+            try:
+                await handle.describe()
+            except RPCError as error:
+                return error.status is RPCStatusCode.NOT_FOUND
+            return False
+
+        await self.until(gone)
 
     # -- what is seen
 

@@ -17,11 +17,7 @@ from typing import Any
 import pytest
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
-from temporalio.api.workflowservice.v1 import (
-    DeleteWorkflowExecutionRequest,
-    ResetWorkflowExecutionRequest,
-)
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 
 from everycent import clock
 from everycent.database import inventory
@@ -121,7 +117,7 @@ async def test_an_order_deleted_from_temporal_in_the_middle_goes_on_when_placed_
     await site.bookings.receive_stock("deleted", "LAMP", 5, request="first")
     order = order_of_shop("deleted", "o-1", RedirectPayment())
     page = await site.place(order)
-    await _delete_from_temporal(site, order)
+    await site.delete_from_temporal(order)
     again = await site.place(order)
     assert (again.decision, again.redirect_url) == ("OPEN", page.redirect_url)
     await site.pay_on_page(page)
@@ -271,23 +267,6 @@ async def _reset_to_each_point(site: Site, workflow_id: str, result: OrderResult
         again = site.client.get_workflow_handle_for(Checkout.run, workflow_id, run_id=answer.run_id)
         assert await again.result() == result, (workflow_id, point)
     return len(points)
-
-
-async def _delete_from_temporal(site: Site, order: PlaceOrder) -> None:
-    execution = WorkflowExecution(workflow_id=order.workflow_id())
-    request = DeleteWorkflowExecutionRequest(
-        namespace=site.client.namespace, workflow_execution=execution
-    )
-    await site.client.workflow_service.delete_workflow_execution(request)
-
-    async def gone() -> bool:
-        try:
-            await site.client.get_workflow_handle(order.workflow_id()).describe()
-        except RPCError as error:
-            return error.status is RPCStatusCode.NOT_FOUND
-        return False
-
-    await site.until(gone)
 
 
 # -- the storm
