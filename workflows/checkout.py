@@ -38,11 +38,12 @@ with workflow.unsafe.imports_passed_through():
         WaitsFor,
     )
     from everycent.domain.outcome import Refusal
-    from everycent.domain.payment import CaptureAnswer, CaptureRefused, PaidAnyway, RedirectOpened
-    from everycent.errors import NotConfirmable, NothingTried
+    from everycent.domain.payment import CaptureAnswer, CaptureRefused, RedirectOpened
+    from everycent.errors import NotConfirmable
     from workflows.attributes import STATUS, WAITS_FOR
+    from workflows.checkout_ahead import StepsAhead
     from workflows.checkout_steps import CheckoutSteps
-    from workflows.repair import REFUSED, RepairDesk, say
+    from workflows.repair import RepairDesk, say
     from workflows.saga import ParkedStep, Saga, run_or_park, uninterrupted
     from workflows.telling import Standing, details, told
 
@@ -67,6 +68,7 @@ class Checkout:
         self._order = order
         self._steps = CheckoutSteps(order)
         self._desk = RepairDesk(self._steps, on_change=self._tell_parked)
+        self._ahead = StepsAhead(order, self._steps, self._desk)
         self._saga = Saga()
         self._verdict = Verdict(decision=Decision.OPEN)
         self._doing = ""
@@ -78,8 +80,6 @@ class Checkout:
         self._refusals: list[Refusal] = []
         self._redirect_url: str | None = None
         self._waits_for = WaitsFor.NOTHING
-        self._paid_late: dict[str, int] = {}  # What attempts took in spite of their void.
-        self._refunded: dict[str, int] = {}  # What went back, by the refund's key.
         self._result: OrderResult | None = None
         self._failure: ApplicationError | None = None
 
@@ -291,8 +291,7 @@ class Checkout:
         that nothing the other run has begun is left, or comes later.
         """
         self._deciding = True
-        if self._waits_for is WaitsFor.PAYMENT:
-            self._show(WaitsFor.NOTHING)
+        self._waits_for = WaitsFor.NOTHING
         evidence = None if pivot_refusal is None else pivot_refusal.model_dump(mode="json")
         self._verdict = await self._desk.must(
             f"decide {wanted.decision}",
@@ -367,63 +366,22 @@ class Checkout:
         """Give the customer what is paid for; all of it, or all of the money back."""
         assert self._chosen() or not self._order.due_minor, "what is due is paid by somebody"
         self._tell_details("selling the stock and booking the sale")
+        payment = self._chosen()
         sold, *_ = await asyncio.gather(
-            self._sell_stock(),
-            self._use_tenders(),
-            self._book_sale(),
-            self._earn_points(),
+            self._ahead.sell_stock(),
+            self._ahead.use_tenders(payment),
+            self._ahead.book_sale(payment),
+            self._ahead.earn_points(),
             self._drop_other_payments(),
         )
         if sold:
             return await self._close(OrderStatus.CONFIRMED)
-        await self._give_everything_back()
+        self._tell_details("the stock is gone: refunding")
+        await self._ahead.give_everything_back(payment)
         return await self._close(OrderStatus.REFUNDED)
 
-    async def _sell_stock(self) -> bool:
-        """Sell the held units; False if they are gone for good, which only a refund answers."""
-
-        async def sell() -> bool:
-            try:
-                await self._steps.commit_stock()
-            except ActivityError as error:
-                if not isinstance(error_of(error), NothingTried | NotConfirmable):
-                    raise
-                workflow.logger.error("a paid order has no stock: %s", error.cause)
-                return False
-            return True
-
-        sold = await self._desk.see_done("commit stock", self._order.step_key("reserve"), sell)
-        return sold is not False
-
-    async def _use_tenders(self) -> None:
-        payment = self._chosen()
-        if isinstance(payment, BalancePayment):
-            await self._desk.see_done(
-                "debit balance",
-                self._steps.attempt_key(payment.request_id),
-                lambda: self._steps.debit_balance(payment.request_id),
-            )
-        if self._order.points:
-            await self._desk.see_done(
-                "use points", self._order.step_key("points"), self._steps.redeem_points
-            )
-
-    async def _book_sale(self) -> None:
-        if self._order.total_minor:
-            await self._desk.see_done(
-                "post ledger",
-                self._order.step_key("ledger"),
-                self._unless_refused(lambda: self._steps.post_ledger(self._chosen())),
-            )
-
-    async def _earn_points(self) -> None:
-        if self._order.points_earned:
-            await self._desk.see_done(
-                "earn points", self._order.step_key("earn"), self._steps.earn_points
-            )
-
     async def _drop_other_payments(self) -> None:
-        """Void every attempt but the one that pays; one that was paid all the same is refunded."""
+        """Void every attempt but the one that pays; what one took all the same goes back."""
         for payment in self._payments.values():
             if payment.request_id in self._begun and payment.request_id != self._verdict.attempt:
                 await self._desk.see_done(
@@ -431,79 +389,18 @@ class Checkout:
                     self._steps.attempt_key(payment.request_id),
                     lambda payment=payment: self._undo_payment(payment),  # type: ignore[misc]
                 )
-        await self._refund_late()
-
-    async def _give_everything_back(self) -> None:
-        """Refund a paid order that cannot be fulfilled: forward steps with keys of their own."""
-        self._tell_details("the stock is gone: refunding")
-        payment, order = self._chosen(), self._order
-        steps: list[Awaitable[object]] = []
-        if payment is not None:
-            steps.append(self._refund(payment, order.due_minor, order.step_key("full-refund")))
-        if order.points:
-            key = order.step_key("points-refund")
-            steps.append(self._desk.see_done("restore points", key, self._steps.restore_points))
-        if order.points_earned:
-            key = order.step_key("unearn")
-            steps.append(self._desk.see_done("revoke points", key, self._steps.revoke_points))
-        if order.total_minor:
-            key = order.step_key("ledger-reversal")
-            reverse = self._unless_refused(self._steps.reverse_ledger)
-            steps.append(self._desk.see_done("reverse ledger", key, reverse))
-        await asyncio.gather(*steps)
+        await self._ahead.refund_late()
 
     async def _undo_payment(self, payment: Payment) -> None:
-        """Void an attempt, and note the money that it took in spite of that: it has to go back."""
-        request_id, reason = payment.request_id, self._verdict.reason
-        if isinstance(payment, BalancePayment):
-            await self._steps.unfreeze_balance(request_id, reason)
-            return
-        answer = await self._steps.void(request_id, reason)
-        if isinstance(answer, PaidAnyway):
-            self._paid_late[request_id] = answer.amount_minor
-
-    async def _refund_late(self) -> None:
-        """Give back what came too late: forward steps, which hold up none of the undos."""
-        late = [p for p in self._payments.values() if p.request_id in self._paid_late]
-        keys = {p.request_id: self._order.step_key("late-refund", p.request_id) for p in late}
-        await asyncio.gather(
-            *(
-                self._refund(payment, self._paid_late[request_id], keys[request_id])
-                for payment in late
-                if keys[request_id := payment.request_id] not in self._refunded
-            )
-        )
-
-    async def _refund(self, payment: Payment, amount_minor: int, key: str) -> None:
-        self._refunded[key] = 0  # Begun; nobody begins it again.
-
-        async def give_back() -> object:
-            if isinstance(payment, BalancePayment):
-                return await self._steps.credit_balance(payment, key)
-            return await self._steps.refund(payment.request_id, amount_minor, key)
-
-        name = f"refund payment {payment.request_id}"
-        await self._desk.see_done(name, key, self._unless_refused(give_back))
-        self._refunded[key] = amount_minor
-
-    def _unless_refused(
-        self, run: Callable[[], Awaitable[object]]
-    ) -> Callable[[], Awaitable[object]]:
-        """Park what is refused where the flow has no other way: it is never dropped."""
-
-        async def accepted() -> object:
-            answer = await run()
-            if isinstance(answer, Refusal):
-                raise ApplicationError(self._told(answer), type=REFUSED, non_retryable=True)
-            return answer
-
-        return accepted
+        await self._ahead.undo_payment(payment, self._verdict.reason)
 
     async def _abort(self) -> OrderResult:
         self._tell_details(f"undoing: {self._verdict.reason}")
         parked = await self._saga.compensate()
-        await asyncio.gather(self._refund_late(), *(self._desk.repair(step) for step in parked))
-        await self._refund_late()  # What a void that was repaired has found.
+        await asyncio.gather(
+            self._ahead.refund_late(), *(self._desk.repair(step) for step in parked)
+        )
+        await self._ahead.refund_late()  # What a void that was repaired has found.
         self._saga.undone += [step.name for step in parked]
         return await self._close(self._verdict.status)
 
@@ -524,7 +421,7 @@ class Checkout:
             refusals=tuple(refusal.model_dump(mode="json") for refusal in self._refusals),
             total_minor=order.total_minor,
             captured_minor=self._captured_minor(),
-            refunded_minor=sum(self._refunded.values()),
+            refunded_minor=self._ahead.refunded_minor,
             points_used=order.points if status is OrderStatus.CONFIRMED else 0,
             points_earned=order.points_earned if status is OrderStatus.CONFIRMED else 0,
             undone=tuple(self._saga.undone),
@@ -537,7 +434,7 @@ class Checkout:
     def _captured_minor(self) -> int:
         """Return all that was taken: what was due, once that is decided, and what came too late."""
         due = self._order.due_minor if self._verdict.decision is Decision.COMMITTING else 0
-        return due + sum(self._paid_late.values())
+        return due + self._ahead.paid_late_minor
 
     def _chosen(self) -> Payment | None:
         """Return the payment that the decision named."""
@@ -578,7 +475,7 @@ class Checkout:
             decision=end.decision if end else self._verdict.decision,
             refusals=self._refusals,
             captured_minor=end.captured_minor if end else self._captured_minor(),
-            refunded_minor=end.refunded_minor if end else sum(self._refunded.values()),
+            refunded_minor=end.refunded_minor if end else self._ahead.refunded_minor,
             redirect_url=self._redirect_url if self._waits_for is WaitsFor.PAYMENT else None,
             parked=[step for step, _ in self._desk.parked.values()],
             undone=end.undone if end else self._saga.undone,

@@ -34,7 +34,8 @@ def asked(to: Decision, refusal: dict[str, Any] | None = None) -> Decide:
     return Decide.model_validate(
         {
             "tenant": "t", "order_id": "o-1", "at": NOON, "to": to, "run": "r-1",
-            "attempt": "first", "status": OrderStatus.CANCELLED, "reason": "r", "pivot_refusal": refusal,
+            "attempt": "first", "status": OrderStatus.CANCELLED, "reason": "r",
+            "pivot_refusal": refusal,
         }
     )  # fmt: skip
 
