@@ -40,7 +40,7 @@ from everycent.domain.ledger import (
     VoidTransfer,
 )
 from everycent.domain.outcome import Refusal
-from everycent.errors import EverycentError, NotConfirmable
+from everycent.errors import EverycentError
 
 TRANSFER = fence.FenceTable("transfer")
 OPENING = fence.FenceTable("account_opening")
@@ -77,7 +77,6 @@ async def settle_transfer(
 ) -> list[TransferPosted | EverycentError]:
     """Post what each transfer has pending; the legs come from its rows, never from the call."""
     claims = await fence.lock_for_confirm(tx, TRANSFER, requests)
-    _refuse_single_steps(claims)
     transfers = await _pending(tx, claims.new)
     decided = books.settle(await _lock(tx, _places(transfers)), transfers)
     await _store(tx, decided)
@@ -144,13 +143,6 @@ def _accepted(transfers: Iterable[Transfer], decided: Decision[Any]) -> list[Tra
 def _is_pending(claims: fence.Claims[VoidTransfer], key: str) -> bool:
     row = claims.rows.get(key)
     return row is not None and row.state is FenceState.TRIED
-
-
-def _refuse_single_steps(claims: fence.Claims[SettleTransfer]) -> None:
-    """Turn the empty answer of a transfer that was never pending into the error it is."""
-    for key, answer in claims.settled.items():
-        if answer is None:
-            claims.settled[key] = NotConfirmable(f"{key} was posted in one step, not held")
 
 
 def _places(transfers: Iterable[Transfer]) -> set[Place]:

@@ -134,7 +134,7 @@ def vandal(owners: dict[ServiceName, Database], busy_shop: Shop) -> Vandal:
     return Vandal(owners, busy_shop.tenant)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def busy_shop(
     temporal: WorkflowEnvironment,
     settings: Settings,
