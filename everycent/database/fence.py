@@ -120,23 +120,32 @@ async def store_tries(
     """
     if not answers:
         return
-    result = await tx.execute(
-        sql(
-            f"UPDATE {table.name} AS t SET state = new.state, try_answer = new.answer::jsonb"
-            " FROM unnest(CAST(:keys AS text[]), CAST(:states AS text[]), CAST(:answers AS text[]))"
-            " AS new (key, state, answer)"
-            " WHERE t.key = new.key AND t.state = 'TRIED' AND t.try_answer IS NULL"
-        ),
-        {
-            "keys": list(answers),
-            "states": [
-                FenceState.REFUSED if isinstance(answer, Refusal) else done
-                for answer in answers.values()
-            ],
-            "answers": [answer.model_dump_json() for answer in answers.values()],
-        },
-    )
+    result = await tx.execute(sql(tries_stored(table)), tries_values(answers, done))
     assert_all_written(result, len(answers))
+
+
+def tries_stored(table: FenceTable) -> str:
+    """Return the statement of `store_tries`, to be sent along with a service's own writes."""
+    return (
+        f"UPDATE {table.name} AS t SET state = new.state, try_answer = new.answer::jsonb"
+        " FROM unnest(CAST(:keys AS text[]), CAST(:states AS text[]), CAST(:answers AS text[]))"
+        " AS new (key, state, answer)"
+        " WHERE t.key = new.key AND t.state = 'TRIED' AND t.try_answer IS NULL"
+    )
+
+
+def tries_values(
+    answers: Mapping[str, BaseModel], done: FenceState = FenceState.TRIED
+) -> dict[str, Any]:
+    """Return the values of `tries_stored`."""
+    return {
+        "keys": list(answers),
+        "states": [
+            FenceState.REFUSED if isinstance(answer, Refusal) else done
+            for answer in answers.values()
+        ],
+        "answers": [answer.model_dump_json() for answer in answers.values()],
+    }
 
 
 async def store_ends(

@@ -13,6 +13,7 @@ from everycent.domain.inventory import (
     COMMIT_ANSWERS,
     RELEASE_ANSWERS,
     RESERVE_ANSWERS,
+    Allocation,
     CommitStock,
     ReceiveStock,
     ReleaseStock,
@@ -44,10 +45,7 @@ async def reserve_stock(
     wanted = {(r.tenant, line.sku) for r in claims.new for line in r.lines}
     shelf = await _lock_stock(tx, wanted)
     decided = allocate(shelf, claims.new)
-    held = [r for r in claims.new if isinstance(decided.answers[r.key], Reserved)]
-    await _insert_lines(tx, held)
-    await _move(tx, decided.taken, "free = free - units, held = held + units")
-    await fence.store_tries(tx, RESERVATION, decided.answers)
+    await _store_reservations(tx, claims.new, decided)
     return claims.in_order(requests, decided.answers, RESERVE_ANSWERS)
 
 
@@ -197,23 +195,42 @@ async def _add_skus(tx: AsyncConnection, skus: Iterable[tuple[str, str]]) -> Non
     )
 
 
-async def _insert_lines(tx: AsyncConnection, requests: Sequence[ReserveStock]) -> None:
-    rows = [(r.key, n, line) for r in requests for n, line in enumerate(r.lines)]
-    if not rows:
+async def _store_reservations(
+    tx: AsyncConnection, requests: Sequence[ReserveStock], decided: Allocation
+) -> None:
+    """Take the units, write lines and answers, in one trip: the stock rows are locked."""
+    if not requests:
         return
-    await tx.execute(
+    held = [r for r in requests if isinstance(decided.answers[r.key], Reserved)]
+    lines = [(r.key, n, line) for r in held for n, line in enumerate(r.lines)]
+    result = await tx.execute(
         sql(
-            "INSERT INTO reservation_line (key, line, sku, units)"
-            " SELECT * FROM unnest(CAST(:keys AS text[]), CAST(:lines AS int[]),"
-            " CAST(:skus AS text[]), CAST(:units AS bigint[]))"
+            "WITH taken AS (UPDATE stock AS s"
+            " SET free = free - units, held = held + units, version = version + 1"
+            " FROM unnest(CAST(:tenants AS text[]), CAST(:skus AS text[]),"
+            " CAST(:units AS bigint[])) AS moved (tenant, sku, units)"
+            " WHERE s.tenant = moved.tenant AND s.sku = moved.sku RETURNING 1),"
+            " written AS (INSERT INTO reservation_line (key, line, sku, units)"
+            " SELECT * FROM unnest(CAST(:line_keys AS text[]), CAST(:line_numbers AS int[]),"
+            " CAST(:line_skus AS text[]), CAST(:line_units AS bigint[])) RETURNING 1),"
+            f" stored AS ({fence.tries_stored(RESERVATION)} RETURNING 1)"
+            " SELECT (SELECT count(*) FROM taken) AS taken,"
+            " (SELECT count(*) FROM written) AS written,"
+            " (SELECT count(*) FROM stored) AS stored"
         ),
         {
-            "keys": [key for key, _, _ in rows],
-            "lines": [n for _, n, _ in rows],
-            "skus": [line.sku for _, _, line in rows],
-            "units": [line.units for _, _, line in rows],
+            "tenants": [tenant for tenant, _ in decided.taken],
+            "skus": [sku for _, sku in decided.taken],
+            "units": list(decided.taken.values()),
+            "line_keys": [key for key, _, _ in lines],
+            "line_numbers": [n for _, n, _ in lines],
+            "line_skus": [line.sku for _, _, line in lines],
+            "line_units": [line.units for _, _, line in lines],
+            **fence.tries_values(decided.answers),
         },
     )
+    wanted = (len(decided.taken), len(lines), len(decided.answers))
+    assert tuple(result.one()) == wanted, f"a reservation was not written as decided: {wanted}"
 
 
 async def _lines_of(tx: AsyncConnection, keys: Sequence[str]) -> dict[str, list[StockLine]]:
