@@ -23,11 +23,17 @@ _TRANSIENT_STATES = ("55P03", "25P03", "25P04", "55006", "25006")
 
 
 class Database:
-    """One service's database, through one pool of a bounded size."""
+    """One service's database, through one pool of a bounded size.
 
-    def __init__(self, dsn: str, pool: PoolSettings, *, name: str = "everycent") -> None:
+    `ping` looks whether a connection still lives before it is used: for readers, whom nobody
+    sends again; a worker's step is retried.
+    """
+
+    def __init__(
+        self, dsn: str, pool: PoolSettings, *, name: str = "everycent", ping: bool = False
+    ) -> None:
         self.pool = pool
-        self.engine = _engine(dsn, pool, name)
+        self.engine = _engine(dsn, pool, name, ping=ping)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -79,7 +85,7 @@ def assert_no_transaction() -> None:
         raise Bug("a call to the outside was made inside a database transaction")
 
 
-def _engine(dsn: str, pool: PoolSettings, name: str) -> AsyncEngine:
+def _engine(dsn: str, pool: PoolSettings, name: str, *, ping: bool) -> AsyncEngine:
     url = make_url(dsn).set(drivername="postgresql+asyncpg")
     engine = create_async_engine(
         url,
@@ -87,6 +93,7 @@ def _engine(dsn: str, pool: PoolSettings, name: str) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=pool.wait_seconds,
         pool_use_lifo=True,
+        pool_pre_ping=ping,
         connect_args={
             "timeout": pool.wait_seconds,
             "server_settings": {

@@ -244,7 +244,7 @@ class Reader:
                     f"EVERYCENT_READ__{service.upper()} names no database and no stack runs in"
                     f" {self._settings.data_dir}; start one with `everycent up`"
                 )
-            self._databases[service] = Database(dsn, self._settings.pool, name="everycent read")
+            self._databases[service] = Database(dsn, self._settings.pool, name="reader", ping=True)
         return self._databases[service]
 
     async def order(self, tenant: str, order_id: str) -> OrderView | None:
