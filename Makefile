@@ -33,7 +33,7 @@ demo: install
 	@$(BIN)/everycent demo
 
 import-check: install
-	$(BIN)/python tests/faults/import_check.py
+	$(BIN)/python tests/faults/import_check.py $(if $(CSV),--csv $(CSV))
 
 bench: install
 	$(BIN)/python -m benchmarks

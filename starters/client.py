@@ -48,9 +48,15 @@ DATA_CONVERTER = DataConverter(payload_converter_class=_Converter)
 async def connect(settings: Settings) -> Client:
     """Connect to Temporal: TEMPORAL_* variables and profiles first, then our settings.
 
-    Raises Unreachable with the address when nobody answers there.
+    Raises Unreachable with the address when nobody answers there, and when no address was given:
+    a server that happens to listen at the usual port is somebody else's.
     """
     profile = ClientConfig.load_client_connect_config()
+    if "temporal" not in settings.model_fields_set and "target_host" not in profile:
+        raise Unreachable(
+            f"no stack runs in {settings.data_dir}; start one with `everycent up`,"
+            " or set TEMPORAL_ADDRESS"
+        )
     config: dict[str, Any] = {
         "target_host": settings.temporal.address,
         "namespace": settings.temporal.namespace,
@@ -60,5 +66,11 @@ async def connect(settings: Settings) -> Client:
         return await Client.connect(**config, data_converter=DATA_CONVERTER)
     except (RPCError, RuntimeError) as error:
         raise Unreachable(
-            f"Temporal does not answer at {config['target_host']}: {error}; try `everycent up`"
+            f"Temporal does not answer at {config['target_host']}: {_cause(error)};"
+            " try `everycent up`"
         ) from error
+
+
+def _cause(error: Exception) -> str:
+    """Return what a person needs of the SDK's error, without its Rust types."""
+    return "connection refused" if "Connection refused" in str(error) else str(error)

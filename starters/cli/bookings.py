@@ -130,14 +130,14 @@ def _book(
 ) -> None:
     """Make one booking and print its answer; a new id is told, so that it can be typed again."""
     name = request or uuid.uuid4().hex
-    if request is None:
-        say(f"booked as --request {name}")
 
     async def work() -> Any:
         async with shop(data_dir) as at:
             return await book(at.bookings, name)
 
     answer = run(work())
+    if request is None:
+        say(f"booked as --request {name}")
     if as_json:
         print_json(answer)
     else:

@@ -43,6 +43,10 @@ class Kill:
 def main() -> int:
     """Run the check; 0 when every total is exact and no invariant is broken."""
     options = _options()
+    if not options.csv.is_file():
+        sys.exit(
+            f"error: there is no {options.csv}; name the purchases: make import-check CSV=FILE"
+        )
     expected = expected_totals(options.csv, options.limit)
     kills = plan(options.seed, options.kills, expected["orders_confirmed"])
     print(f"seed {options.seed}: {len(kills)} kills; expected {expected}", flush=True)
