@@ -1,5 +1,6 @@
 """Connections and the only COMMIT; a driver's error becomes one of our classes here."""
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Iterator
@@ -34,6 +35,7 @@ class Database:
     ) -> None:
         self.pool = pool
         self.engine = _engine(dsn, pool, name, ping=ping)
+        self._turns = asyncio.Semaphore(pool.size)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -42,31 +44,44 @@ class Database:
         Raises Transient when nothing was kept, and Unknown when the connection died while the
         COMMIT was under way: send the same operation again, its claim waits for the old one.
         """
-        with _translated():
-            connection = await self.engine.connect()
-        token = _in_transaction.set(True)
-        try:
-            with _translated():
-                yield connection
-            with _commit_in_doubt():
-                await connection.commit()
-        finally:
-            _in_transaction.reset(token)
-            await _give_back(connection)
+        async with self._connection() as connection:
+            token = _in_transaction.set(True)
+            try:
+                with _translated():
+                    yield connection
+                with _commit_in_doubt():
+                    await connection.commit()
+            finally:
+                _in_transaction.reset(token)
 
     @contextlib.asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
         """Open a read-only REPEATABLE READ transaction: everything read in it is of one instant."""
-        with _translated():
-            connection = await self.engine.connect()
-            try:
+        async with self._connection() as connection:
+            with _translated():
                 await connection.execution_options(
                     isolation_level="REPEATABLE READ", postgresql_readonly=True
                 )
                 yield connection
                 await connection.rollback()
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection]:
+        """Lend a connection to who has waited longest; the pool lets newcomers overtake."""
+        try:
+            async with asyncio.timeout(self.pool.wait_seconds):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise PoolTimeout("no database connection became free in time") from error
+        try:
+            with _translated():
+                connection = await self.engine.connect()
+            try:
+                yield connection
             finally:
                 await _give_back(connection)
+        finally:
+            self._turns.release()
 
     async def close(self) -> None:
         """Close every connection of the pool."""

@@ -24,7 +24,7 @@ from everycent.domain.order import (
     WaitsFor,
 )
 from everycent.domain.payment import PaymentStatus
-from everycent.errors import InvalidRequest, PoolTimeout
+from everycent.errors import InvalidRequest
 from everycent.settings import ServiceName, Settings
 
 V = TypeVar("V", bound=Message)
@@ -365,17 +365,7 @@ class Reader:
     async def rows(
         self, service: ServiceName, statement: str, **values: Any
     ) -> list[dict[str, Any]]:
-        """Return the rows of one statement, read at one instant; a full pool is asked once more.
-
-        The pool is not fair: who comes back at once can overtake who waits.
-        """
-        with contextlib.suppress(PoolTimeout):
-            return await self._read(service, statement, values)
-        return await self._read(service, statement, values)
-
-    async def _read(
-        self, service: ServiceName, statement: str, values: dict[str, Any]
-    ) -> list[dict[str, Any]]:
+        """Return the rows of one statement, read at one instant."""
         async with self.database(service).snapshot() as tx:
             result = await tx.execute(text(statement), values)
             return [dict(row) for row in result.mappings()]

@@ -64,6 +64,20 @@ async def test_an_empty_pool_is_told_in_time(database: Database) -> None:
     await database.close()
 
 
+async def test_who_waits_for_a_connection_is_not_overtaken(database: Database) -> None:
+    turns: list[str] = []
+
+    async def take(name: str, times: int) -> None:
+        for _ in range(times):
+            async with database.transaction() as tx:
+                await tx.execute(text("SELECT 1"))
+                turns.append(name)
+
+    await asyncio.gather(take("greedy", 100), take("greedy", 100), take("patient", 1))
+    assert turns.index("patient") < 5
+    await database.close()
+
+
 async def test_a_database_that_is_not_there_is_unreachable() -> None:
     database = Database("postgresql://nobody:x@127.0.0.1:1/nothing", PoolSettings(wait_seconds=1))
     with pytest.raises(Unreachable):
