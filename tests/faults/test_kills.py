@@ -37,7 +37,6 @@ from everycent.domain.order import (
 from everycent.proof.connected import audit_connected
 from everycent.settings import SERVICES, ServiceName, load
 from tests.faults.conftest import Site, order_of_shop, place_all
-from workflows.checkout import Checkout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 TENANT = "storm"
@@ -264,7 +263,9 @@ async def _reset_to_each_point(site: Site, workflow_id: str, result: OrderResult
             request_id=f"{workflow_id}/{point}",
         )
         answer = await site.client.workflow_service.reset_workflow_execution(request)
-        again = site.client.get_workflow_handle_for(Checkout.run, workflow_id, run_id=answer.run_id)
+        again = site.client.get_workflow_handle(
+            workflow_id, run_id=answer.run_id, result_type=OrderResult
+        )
         assert await again.result() == result, (workflow_id, point)
     return len(points)
 
