@@ -263,10 +263,8 @@ async def _reset_to_each_point(site: Site, workflow_id: str, result: OrderResult
             request_id=f"{workflow_id}/{point}",
         )
         answer = await site.client.workflow_service.reset_workflow_execution(request)
-        again = site.client.get_workflow_handle(
-            workflow_id, run_id=answer.run_id, result_type=OrderResult
-        )
-        assert await again.result() == result, (workflow_id, point)
+        again = site.client.get_workflow_handle(workflow_id, run_id=answer.run_id)
+        assert OrderResult.model_validate(await again.result()) == result, (workflow_id, point)
     return len(points)
 
 
