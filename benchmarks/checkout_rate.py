@@ -3,18 +3,18 @@
 import os
 import sys
 import uuid
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from temporalio.client import Client
-from temporalio.worker import PollerBehaviorAutoscaling, Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunner, Worker
 
 from benchmarks.empty_flow import Empty
 from benchmarks.machine import CpuMeter
-from benchmarks.orders import at_pace, sell
+from benchmarks.orders import Pace, Till, at_pace
 from benchmarks.result import Result
 from everycent.stack.embedded import EmbeddedStack
 
@@ -22,40 +22,49 @@ QUEUE = "benchmark-empty"
 LEAST_RATIO = 0.2
 
 
-async def measure(stack: EmbeddedStack, client: Client, *, pairs: int, count: int) -> list[Result]:
-    """Run empty workflows and orders in turn, A B A B, and hold each pair against the limit."""
+async def measure(
+    stack: EmbeddedStack, tills: Sequence[Till], *, pairs: int, count: int
+) -> list[Result]:
+    """Run empty workflows and the orders of each till in turn, and hold each round to the limit."""
+    client = tills[0].client
+    runs: dict[str, Callable[[int], Awaitable[Pace]]] = {
+        "empty workflow": lambda count: _run_empty(client, count),
+        **{f"checkout, {till.name}": partial(_run_checkouts, till) for till in tills},
+    }
     meter = CpuMeter(stack)
-    empty_rates, checkout_rates, latencies = [], [], []
-    empty_cpu: Counter[str] = Counter()
-    checkout_cpu: Counter[str] = Counter()
+    paces: dict[str, list[Pace]] = defaultdict(list)
+    cpu: dict[str, Counter[str]] = defaultdict(Counter)
     async with _empty_worker(client):
-        await _run_empty(client, 50)
-        await _run_checkouts(client, 50)
-        for pair in range(pairs):
-            meter.read()
-            empty = await _run_empty(client, count)
-            empty_cpu.update(meter.read())
-            checkout, latency = await _run_checkouts(client, count)
-            checkout_cpu.update(meter.read())
-            empty_rates.append(empty)
-            checkout_rates.append(checkout)
-            latencies.append(latency)
-            _say(f"pair {pair + 1}: {empty:.1f} empty/s, {checkout:.2f} orders/s")
-    done = pairs * count
-    ratios = [c / e for c, e in zip(checkout_rates, empty_rates, strict=True)]
+        for run in runs.values():
+            await run(50)
+        for round_number in range(1, pairs + 1):
+            for name, run in runs.items():
+                meter.read()
+                paces[name].append(await run(count))
+                cpu[name].update(meter.read())
+            rates = ", ".join(
+                f"{name} {taken[-1].per_second:.1f}/s" for name, taken in paces.items()
+            )
+            _say(f"round {round_number}: {rates}")
     return [
-        Result.of_runs(
-            "empty workflow", "per s", empty_rates, cpu_ms_each=_milliseconds(empty_cpu, done)
-        ),
-        Result.of_runs(
-            "checkout",
-            "orders/s",
-            checkout_rates,
-            cpu_ms_each=_milliseconds(checkout_cpu, done),
-            latency_p50_ms=[round(latency) for latency in latencies],
-        ),
-        Result.of_runs("checkout : empty workflow", "ratio", ratios, limit=LEAST_RATIO),
+        *(_rate(name, taken, cpu[name], pairs * count) for name, taken in paces.items()),
+        *(_ratio(name, paces[name], paces["empty workflow"]) for name in list(runs)[1:]),
     ]
+
+
+def _rate(name: str, paces: list[Pace], cpu: Counter[str], done: int) -> Result:
+    return Result.of_runs(
+        name,
+        "per s",
+        [pace.per_second for pace in paces],
+        cpu_ms_each=_milliseconds(cpu, done),
+        latency_p50_ms=[round(pace.latency_p50_ms) for pace in paces],
+    )
+
+
+def _ratio(name: str, paces: list[Pace], empty: list[Pace]) -> Result:
+    ratios = [p.per_second / e.per_second for p, e in zip(paces, empty, strict=True)]
+    return Result.of_runs(f"{name} : empty workflow", "ratio", ratios, limit=LEAST_RATIO)
 
 
 @asynccontextmanager
@@ -65,9 +74,7 @@ async def _empty_worker(client: Client) -> AsyncIterator[None]:
         client,
         task_queue=QUEUE,
         workflows=[Empty],
-        workflow_runner=SandboxedWorkflowRunner(
-            restrictions=SandboxRestrictions.default.with_passthrough_all_modules()
-        ),
+        workflow_runner=UnsandboxedWorkflowRunner(),
         max_cached_workflows=500,
         max_concurrent_workflow_tasks=100,
         workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
@@ -75,20 +82,19 @@ async def _empty_worker(client: Client) -> AsyncIterator[None]:
         yield
 
 
-async def _run_empty(client: Client, count: int) -> float:
+async def _run_empty(client: Client, count: int) -> Pace:
     run = uuid.uuid4().hex[:8]
 
     async def one(number: int) -> None:
         name = f"empty/{run}/{number}"
         await (await client.start_workflow(Empty.run, id=name, task_queue=QUEUE)).result()
 
-    return (await at_pace(count, one)).per_second
+    return await at_pace(count, one)
 
 
-async def _run_checkouts(client: Client, count: int) -> tuple[float, float]:
+async def _run_checkouts(till: Till, count: int) -> Pace:
     run = uuid.uuid4().hex[:8]
-    pace = await at_pace(count, lambda number: sell(client, f"{run}-{number}"))
-    return pace.per_second, pace.latency_p50_ms
+    return await at_pace(count, lambda number: till.sell(f"{run}-{number}"))
 
 
 def _milliseconds(cpu: Counter[str], done: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
@@ -17,9 +18,10 @@ from everycent.domain.order import (
     PlaceOrder,
 )
 from starters.bookings import Bookings
-from workers.queues import WORKFLOWS
+from workers.queues import TOGETHER, WORKFLOWS
 from workflows import attributes
 from workflows.checkout import Checkout
+from workflows.place import TOGETHER_MEMO
 
 IN_FLIGHT = 50
 TENANT = "bench"
@@ -31,11 +33,6 @@ class Pace(NamedTuple):
 
     per_second: float
     latency_p50_ms: float
-
-
-async def fill_the_shelf(client: Client) -> None:
-    """Book in more units than the benchmarks sell."""
-    await Bookings(client).receive_stock(TENANT, SKU, 10**8, request="fill")
 
 
 def order(order_id: str, *, sku: str = SKU) -> PlaceOrder:
@@ -50,30 +47,48 @@ def order(order_id: str, *, sku: str = SKU) -> PlaceOrder:
     )
 
 
-async def start(client: Client, wanted: PlaceOrder) -> WorkflowHandle[Checkout, OrderResult]:
-    """Start the order's workflow with all that the Web UI shows of it."""
-    pairs: list[SearchAttributePair[str] | SearchAttributePair[int]] = [
-        SearchAttributePair(attributes.TENANT, wanted.tenant),
-        SearchAttributePair(attributes.ORDER, wanted.order_id),
-        SearchAttributePair(attributes.CUSTOMER, wanted.customer),
-        SearchAttributePair(attributes.STATUS, OrderStatus.PENDING.value),
-        SearchAttributePair(attributes.AMOUNT_MINOR, wanted.total_minor),
-    ]
-    skus = SearchAttributePair(attributes.SKUS, [line.sku for line in wanted.lines])
-    return await client.start_workflow(
-        Checkout.run,
-        wanted,
-        id=wanted.workflow_id(),
-        task_queue=WORKFLOWS,
-        search_attributes=TypedSearchAttributes([*pairs, skus]),
-        static_summary=f"order {wanted.order_id}",
-    )
+@dataclass(frozen=True)
+class Till:
+    """Where the benchmarks sell: by the services' own workers, or by those that host everything."""
+
+    client: Client
+    together: bool = False
+
+    @property
+    def name(self) -> str:
+        """How the figures of this till are told apart."""
+        return "steps together" if self.together else "steps apart"
+
+    async def start(self, wanted: PlaceOrder) -> WorkflowHandle[Checkout, OrderResult]:
+        """Start the order's workflow with all that the Web UI shows of it."""
+        pairs: list[SearchAttributePair[str] | SearchAttributePair[int]] = [
+            SearchAttributePair(attributes.TENANT, wanted.tenant),
+            SearchAttributePair(attributes.ORDER, wanted.order_id),
+            SearchAttributePair(attributes.CUSTOMER, wanted.customer),
+            SearchAttributePair(attributes.STATUS, OrderStatus.PENDING.value),
+            SearchAttributePair(attributes.AMOUNT_MINOR, wanted.total_minor),
+        ]
+        skus = SearchAttributePair(attributes.SKUS, [line.sku for line in wanted.lines])
+        return await self.client.start_workflow(
+            Checkout.run,
+            wanted,
+            id=wanted.workflow_id(),
+            task_queue=TOGETHER if self.together else WORKFLOWS,
+            memo=TOGETHER_MEMO if self.together else None,
+            search_attributes=TypedSearchAttributes([*pairs, skus]),
+            static_summary=f"order {wanted.order_id}",
+        )
+
+    async def sell(self, order_id: str) -> None:
+        """Sell one order to its end; anything but CONFIRMED stops the benchmark."""
+        result = await (await self.start(order(order_id))).result()
+        assert result.status is OrderStatus.CONFIRMED, result
 
 
-async def sell(client: Client, order_id: str) -> None:
-    """Sell one order to its end; anything but CONFIRMED stops the benchmark."""
-    result = await (await start(client, order(order_id))).result()
-    assert result.status is OrderStatus.CONFIRMED, result
+async def fill_the_shelf(till: Till) -> None:
+    """Book in more units than the benchmarks sell."""
+    bookings = Bookings(till.client, together=till.together)
+    await bookings.receive_stock(TENANT, SKU, 10**8, request="fill")
 
 
 async def at_pace(

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import checkout_rate, hot_stock, order_history, worker_memory
-from benchmarks.orders import fill_the_shelf
+from benchmarks.orders import Till, fill_the_shelf
 from benchmarks.result import Report, Result
 from everycent.clock import now
-from everycent.stack.embedded import EmbeddedStack
+from everycent.stack.embedded import TOGETHER, WORKERS, EmbeddedStack
 from starters.client import connect
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -50,7 +50,7 @@ def main() -> int:
     size = QUICK if options.quick else Size()
     with (
         tempfile.TemporaryDirectory(prefix="everycent-bench-") as folder,
-        EmbeddedStack(Path(folder) / "data", tell=_say) as stack,
+        EmbeddedStack(Path(folder) / "data", workers=(*WORKERS, *TOGETHER), tell=_say) as stack,
     ):
         report.results = asyncio.run(_measure(stack, size, parts))
     report.load_average_at_end = [round(load, 2) for load in os.getloadavg()]
@@ -70,21 +70,24 @@ def _options() -> argparse.Namespace:
 
 async def _measure(stack: EmbeddedStack, size: Size, parts: tuple[str, ...]) -> list[Result]:
     client = await connect(stack.settings)
-    await fill_the_shelf(client)
+    tills = (Till(client), Till(client, together=True))
+    await fill_the_shelf(tills[0])
     results: list[Result] = []
     if "stock" in parts:
         _say("reserving on one hot SKU …")
         results += await hot_stock.measure(stack.settings, runs=size.runs, count=size.count)
     if "history" in parts:
         _say("counting events and actions …")
-        run = uuid.uuid4().hex[:8]
-        results += await order_history.measure(client, run=run, count=size.histories)
+        for till in tills:
+            run = uuid.uuid4().hex[:8]
+            results += await order_history.measure(till, run=run, count=size.histories)
     if "rate" in parts:
         _say("empty workflows and orders in turn …")
-        results += await checkout_rate.measure(stack, client, pairs=size.runs, count=size.count)
+        results += await checkout_rate.measure(stack, tills, pairs=size.runs, count=size.count)
     if "memory" in parts:
         _say(f"watching the workers over {size.memory_orders} orders …")
-        results += await worker_memory.measure(stack, client, count=size.memory_orders)
+        for till in tills:
+            results += await worker_memory.measure(stack, till, count=size.memory_orders)
     return results
 
 

@@ -7,9 +7,8 @@ import uuid
 from collections import defaultdict
 
 import psutil
-from temporalio.client import Client
 
-from benchmarks.orders import at_pace, sell
+from benchmarks.orders import Till, at_pace
 from benchmarks.result import Result
 from everycent.stack.embedded import EmbeddedStack
 
@@ -20,14 +19,14 @@ MOST_GROWTH = (
 Samples = list[tuple[int, float]]  # (orders sold, megabytes)
 
 
-async def measure(stack: EmbeddedStack, client: Client, *, count: int) -> list[Result]:
+async def measure(stack: EmbeddedStack, till: Till, *, count: int) -> list[Result]:
     """Sell so many orders and watch the workers' resident memory."""
     samples: dict[str, Samples] = defaultdict(list)
     run, sold = uuid.uuid4().hex[:8], 0
 
     async def one(number: int) -> None:
         nonlocal sold
-        await sell(client, f"{run}-{number}")
+        await till.sell(f"{run}-{number}")
         sold += 1
         if sold % max(count // 100, 1) == 0:
             for name, megabytes in _resident(stack).items():
@@ -37,16 +36,16 @@ async def measure(stack: EmbeddedStack, client: Client, *, count: int) -> list[R
 
     await at_pace(count, one)
     await asyncio.sleep(0)
-    return _results(samples)
+    return _results(samples, till)
 
 
-def _results(samples: dict[str, Samples]) -> list[Result]:
+def _results(samples: dict[str, Samples], till: Till) -> list[Result]:
     peaks = {name: max(mb for _, mb in taken) for name, taken in samples.items()}
     slopes = {name: _slope(taken[len(taken) // 2 :]) for name, taken in samples.items()}
     largest, fastest = max(peaks.values()), max(slopes.values())
     return [
         Result(
-            name="largest worker",
+            name=f"largest worker, {till.name}",
             value=round(largest, 1),
             unit="MB",
             limit=MOST_MEGABYTES,
@@ -54,7 +53,7 @@ def _results(samples: dict[str, Samples]) -> list[Result]:
             details={name: round(mb, 1) for name, mb in peaks.items()},
         ),
         Result(
-            name="growth of the fastest growing worker, second half",
+            name=f"growth of the fastest growing worker, second half, {till.name}",
             value=round(fastest, 2),
             unit="MB per 1,000 orders",
             limit=MOST_GROWTH,

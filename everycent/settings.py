@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     temporal: TemporalSettings = TemporalSettings()
     provider: ProviderSettings = ProviderSettings()
     pool: PoolSettings = PoolSettings()
+    steps: Literal["apart", "together"] = "apart"  # Where new runs have their database steps.
     database: dict[ServiceName, str] = {}
     read: dict[ServiceName, str] = {}
     owner: dict[ServiceName, str] = {}

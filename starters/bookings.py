@@ -22,7 +22,7 @@ from everycent.domain.message import step_key
 from everycent.domain.order import CaseSettled, SettleCase
 from everycent.domain.points import GrantPoints, PointsGranted
 from everycent.errors import InvalidRequest, KeyReused, Unknown, by_name
-from workers.queues import finishes, tries
+from workers.queues import TOGETHER, finishes, tries
 from workflows.options import DATABASE_STEP
 
 T = TypeVar("T")
@@ -32,8 +32,9 @@ PATIENCE = timedelta(minutes=2)  # Without a worker nobody would ever answer.
 class Bookings:
     """Bookings of a shop. The key's second part is `~` and what is booked: no order of a shop."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, together: bool = False) -> None:
         self._client = client
+        self._together = together
 
     async def set_stock(self, tenant: str, sku: str, units: int, *, request: str) -> StockBooked:
         """Bring the free units of a SKU to a level."""
@@ -115,7 +116,7 @@ class Bookings:
                 method,
                 request,
                 id=activity_id or request.key,
-                task_queue=queue,
+                task_queue=TOGETHER if self._together else queue,
                 id_conflict_policy=ActivityIDConflictPolicy.USE_EXISTING,
                 schedule_to_close_timeout=PATIENCE,
                 start_to_close_timeout=DATABASE_STEP["start_to_close_timeout"],

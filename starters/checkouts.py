@@ -43,9 +43,10 @@ from everycent.domain.order import (
 )
 from everycent.errors import InvalidRequest
 from starters.refusals import NotRunningError, OrderDiffersError, TooLateError
-from workers.queues import WORKFLOWS
+from workers.queues import TOGETHER, WORKFLOWS
 from workflows import attributes
 from workflows.checkout import Checkout
+from workflows.place import TOGETHER_MEMO
 from workflows.telling import summary
 
 T = TypeVar("T")
@@ -65,12 +66,16 @@ def attempt_id(payment: Mapping[str, str]) -> str:
 
 
 class Checkouts:
-    """The orders of a Temporal namespace and of the order database behind it."""
+    """The orders of a Temporal namespace and of the order database behind it.
 
-    def __init__(self, client: Client, reader: Reader, *, queue: str = WORKFLOWS) -> None:
+    `together` sends new runs to the workers that host everything; it is kept for a run's life.
+    """
+
+    def __init__(self, client: Client, reader: Reader, *, together: bool = False) -> None:
         self._client = client
         self._reader = reader
-        self._queue = queue
+        self._queue = TOGETHER if together else WORKFLOWS
+        self._memo = TOGETHER_MEMO if together else None
 
     async def place(self, order: PlaceOrder) -> Placement:
         """Start the order, or find it, and answer once it is decided or waits for its customer.
@@ -199,6 +204,7 @@ class Checkouts:
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             search_attributes=_attributes(order),
+            memo=self._memo,
             static_summary=summary(order),
         )
         started = asyncio.ensure_future(start.workflow_handle())  # Fails whenever the call does.
@@ -225,6 +231,7 @@ class Checkouts:
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             search_attributes=_attributes(order),
+            memo=self._memo,
             static_summary=summary(order),
         )
         return await _told(handle.execute_update(Checkout.placed, order), order.order_id)

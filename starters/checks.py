@@ -24,8 +24,8 @@ from everycent.domain.message import Message
 from everycent.errors import EverycentError
 from everycent.settings import SERVICES, PoolSettings, ServiceName, Settings
 from starters.client import connect
-from workers.composition import WORKERS, worker_name
-from workers.queues import WORKFLOWS, finishes, tries
+from workers.composition import worker_name
+from workers.queues import TOGETHER, WORKFLOWS, finishes, tries
 from workflows import attributes
 
 ONE_CONNECTION = PoolSettings(size=1, wait_seconds=3.0)
@@ -57,7 +57,7 @@ async def check_all(settings: Settings) -> tuple[Finding, ...]:
         if role != "owner" or dsns  # Only `migrate` needs the owner.
         for service in SERVICES
     ]
-    return await _all([*databases, _provider(settings), _temporal(settings, WORKERS)])
+    return await _all([*databases, _provider(settings), _temporal(settings, _workers(settings))])
 
 
 async def check_only(settings: Settings, part: str) -> tuple[Finding, ...]:
@@ -69,14 +69,22 @@ async def check_only(settings: Settings, part: str) -> tuple[Finding, ...]:
         return await _all([_provider(settings)])
     name = worker_name(part)
     checks: list[Awaitable[list[Finding]]] = [_temporal(settings, (name,), here=True)]
-    if name == "payment":
+    if name in ("payment", "together"):
         checks.append(_provider(settings))
-    if name != "workflows":
-        dsn = settings.database.get(name)
-        checks.append(
-            _database(name, "worker", dsn) if dsn else _unnamed(name, "worker", "DATABASE")
-        )
+    for service in SERVICES:
+        if name in (service, "together"):
+            dsn = settings.database.get(service)
+            checks.append(
+                _database(service, "worker", dsn)
+                if dsn
+                else _unnamed(service, "worker", "DATABASE")
+            )
     return await _all(checks)
+
+
+def _workers(settings: Settings) -> tuple[str, ...]:
+    """Return the workers that new orders need."""
+    return ("together",) if settings.steps == "together" else ("workflows", *SERVICES)
 
 
 async def _all(checks: list[Awaitable[list[Finding]]]) -> tuple[Finding, ...]:
@@ -169,6 +177,7 @@ async def _search_attributes(client: Client) -> Finding:
 
 def _queues() -> Iterator[tuple[str, str, TaskQueueType.ValueType]]:
     yield "workflows", WORKFLOWS, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW
+    yield "together", TOGETHER, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW
     for service in SERVICES:
         for queue in (tries(service), finishes(service)):
             yield service, queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY

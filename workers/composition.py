@@ -8,8 +8,12 @@ from typing import Any, Literal
 
 import httpx
 from temporalio.client import Client
-from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkflowRunner
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.worker import (
+    PollerBehaviorAutoscaling,
+    UnsandboxedWorkflowRunner,
+    Worker,
+    WorkflowRunner,
+)
 
 from activities.account import AccountActivities
 from activities.inventory import InventoryActivities
@@ -21,11 +25,11 @@ from everycent.database.engine import Database, assert_no_transaction
 from everycent.errors import InvalidRequest
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.settings import SERVICES, ServiceName, Settings
-from workers.queues import WORKFLOWS, finishes, tries
+from workers.queues import TOGETHER, WORKFLOWS, finishes, tries
 from workflows.catalog import FLOWS
 
-WorkerName = Literal["workflows"] | ServiceName
-WORKERS: tuple[WorkerName, ...] = ("workflows", *SERVICES)
+WorkerName = Literal["workflows", "together"] | ServiceName
+WORKERS: tuple[WorkerName, ...] = ("workflows", *SERVICES, "together")
 GRACE = timedelta(seconds=15)
 
 
@@ -46,6 +50,10 @@ async def workers_of(
     if name == "workflows":
         yield [workflow_worker(client)]
         return
+    if name == "together":
+        async with everything(client, settings) as worker:
+            yield [worker]
+        return
     async with lanes_of(name, settings) as lanes:
         yield [activity_worker(client, lane) for lane in lanes]
 
@@ -53,17 +61,31 @@ async def workers_of(
 @contextlib.asynccontextmanager
 async def lanes_of(service: ServiceName, settings: Settings) -> AsyncIterator[list[Lane]]:
     """Give a service its two lanes, each with a pool of its own, so that none starves the other."""
-    if service not in settings.database:
-        raise InvalidRequest(f"EVERYCENT_DATABASE__{service.upper()} names no database")
     async with contextlib.AsyncExitStack() as stack:
         lanes = []
         for queue in (tries(service), finishes(service)):
-            database = Database(settings.database[service], settings.pool, name=queue)
-            stack.push_async_callback(database.close)
+            database = await stack.enter_async_context(_database(service, settings, queue))
             noun = await stack.enter_async_context(_noun(service, database, settings))
             # A slot without a connection would wait in the pool and burn its start-to-close time.
             lanes.append(Lane(queue, activities_of(noun), slots=settings.pool.size))
         yield lanes
+
+
+@contextlib.asynccontextmanager
+async def everything(client: Client, settings: Settings) -> AsyncIterator[Worker]:
+    """Build the one worker that hosts the flows and every service, with a pool for each service.
+
+    A flow that was started on its queue runs its database steps here, as local activities.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        activities: list[Any] = []
+        for service in SERVICES:
+            database = await stack.enter_async_context(_database(service, settings, TOGETHER))
+            noun = await stack.enter_async_context(_noun(service, database, settings))
+            activities += activities_of(noun)
+        yield workflow_worker(
+            client, queue=TOGETHER, activities=activities, slots=settings.pool.size
+        )
 
 
 def activities_of(noun: object) -> list[Any]:
@@ -73,23 +95,28 @@ def activities_of(noun: object) -> list[Any]:
 
 
 def workflow_worker(
-    client: Client, *, queue: str = WORKFLOWS, runner: WorkflowRunner | None = None
+    client: Client,
+    *,
+    queue: str = WORKFLOWS,
+    runner: WorkflowRunner | None = None,
+    activities: Sequence[Any] = (),
+    slots: int | None = None,
 ) -> Worker:
-    """Build the worker that runs every flow of the catalog.
+    """Build the worker that runs every flow of the catalog, and activities beside them if any.
 
-    Production passes all modules through the sandbox, which is three times cheaper; tests and
-    replays run in the full one and so see what breaks determinism.
+    Production does without the sandbox (docs/decisions/0007); tests and replays run in the full
+    one and so see what breaks determinism.
     """
     return Worker(
         client,
         task_queue=queue,
         workflows=FLOWS,
-        workflow_runner=runner
-        or SandboxedWorkflowRunner(
-            restrictions=SandboxRestrictions.default.with_passthrough_all_modules()
-        ),
+        workflow_runner=runner or UnsandboxedWorkflowRunner(),
         max_cached_workflows=500,
         max_concurrent_workflow_tasks=100,
+        activities=activities,
+        max_concurrent_activities=slots,
+        max_concurrent_local_activities=slots,
         workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
         graceful_shutdown_timeout=GRACE,
     )
@@ -105,6 +132,17 @@ def activity_worker(client: Client, lane: Lane) -> Worker:
         activity_task_poller_behavior=PollerBehaviorAutoscaling(),
         graceful_shutdown_timeout=GRACE,
     )
+
+
+@contextlib.asynccontextmanager
+async def _database(service: ServiceName, settings: Settings, name: str) -> AsyncIterator[Database]:
+    if service not in settings.database:
+        raise InvalidRequest(f"EVERYCENT_DATABASE__{service.upper()} names no database")
+    database = Database(settings.database[service], settings.pool, name=name)
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,10 @@ from typing import Final
 
 WORKFLOWS: Final = "everycent-workflows"
 
+# The queue of workers that host the flows and every service: what is started there runs its
+# database steps where the run itself is.
+TOGETHER: Final = "everycent-together"
+
 
 def tries(service: str) -> str:
     """Return the queue of a service's Try steps and single steps."""

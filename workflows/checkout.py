@@ -239,7 +239,7 @@ class Checkout:
 
     async def _while_wanted(
         self,
-        handle: workflow.ActivityHandle[T],
+        handle: asyncio.Task[T],
         replaced: Callable[[], bool] = lambda: False,
         timeout: timedelta | None = None,
     ) -> T | Refusal:

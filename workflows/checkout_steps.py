@@ -1,10 +1,10 @@
 """The steps of a checkout: which activity, under which key, in which lane, with which patience."""
 
+from asyncio import Task
 from datetime import date, datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.workflow import ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
     from activities.account import AccountActivities
@@ -96,6 +96,7 @@ with workflow.unsafe.imports_passed_through():
         PROVIDER_STEP,
         StepOptions,
     )
+    from workflows.place import Place
     from workflows.saga import ParkedStep
 
 REVENUE = "sales:revenue"
@@ -109,6 +110,7 @@ class CheckoutSteps:
 
     def __init__(self, order: PlaceOrder) -> None:
         self._order = order
+        self._place = Place.of_this_run()
         self.opened_on: date = date.min
         self.window_ends_at: datetime = workflow.now()
 
@@ -125,7 +127,7 @@ class CheckoutSteps:
 
     async def open(self) -> OpenAnswer:
         """Write the order down, or learn how far it has come."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             OrderActivities.open_order,
             OpenOrder(
                 order=self._order,
@@ -133,24 +135,24 @@ class CheckoutSteps:
                 driver=workflow.info().workflow_id,
                 run=workflow.info().run_id,
             ),
-            task_queue=tries("order"),
+            queue=tries("order"),
             summary="open the order",
-            **DATABASE_STEP,
+            options=DATABASE_STEP,
         )
 
     async def add_attempt(self, payment: Payment) -> AttemptAnswer:
         """Write another payment attempt down before it is made."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             OrderActivities.add_attempt,
             AddAttempt(payment=payment, **self._of_order()),
-            task_queue=tries("order"),
+            queue=tries("order"),
             summary=f"note payment {payment.request_id}",
-            **DATABASE_STEP,
+            options=DATABASE_STEP,
         )
 
     async def decide(self, wanted: Verdict, pivot_refusal: dict[str, Any] | None) -> Verdict:
         """Move the one decision; the answer is the one that stands."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             OrderActivities.decide,
             Decide(
                 to=wanted.decision,
@@ -161,34 +163,34 @@ class CheckoutSteps:
                 pivot_refusal=pivot_refusal,
                 **self._of_order(),
             ),
-            task_queue=finishes("order"),
+            queue=finishes("order"),
             summary=f"decide {wanted.decision}",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     async def mark(self, waits_for: WaitsFor, status: OrderStatus | None = None) -> Marked:
         """Say in the order's row what it waits for."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             OrderActivities.mark_order,
             MarkOrder(waits_for=waits_for, status=status, **self._of_order()),
-            task_queue=finishes("order"),
+            queue=finishes("order"),
             summary=f"waits for {waits_for}",
-            **DATABASE_STEP,
+            options=DATABASE_STEP,
         )
 
     async def close(self, result: OrderResult) -> OrderResult:
         """Store how the order ended."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             OrderActivities.close_order,
             CloseOrder(result=result, **self._of_order()),
-            task_queue=finishes("order"),
+            queue=finishes("order"),
             summary=f"close as {result.status}",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     async def park(self, step: ParkedStep, proposals: tuple[str, ...]) -> Parked:
         """Open the step's repair case."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             OrderActivities.park_step,
             ParkStep(
                 case_key=step.key,
@@ -199,137 +201,137 @@ class CheckoutSteps:
                 proposals=proposals,
                 **self._of_order(),
             ),
-            task_queue=finishes("order"),
+            queue=finishes("order"),
             summary=f"park: {step.name}",
-            **DATABASE_STEP,
+            options=DATABASE_STEP,
         )
 
     async def settle(self, case_key: str, *, by: str, reason: str, by_hand: bool) -> CaseSettled:
         """Close a repair case."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             OrderActivities.settle_case,
             SettleCase(
                 case_key=case_key, by=by, reason=reason, by_hand=by_hand, **self._of_order()
             ),
-            task_queue=finishes("order"),
+            queue=finishes("order"),
             summary="settle the case",
-            **DATABASE_STEP,
+            options=DATABASE_STEP,
         )
 
     # -- stock
 
-    def reserve_stock(self) -> ActivityHandle[ReserveAnswer]:
+    def reserve_stock(self) -> Task[ReserveAnswer]:
         """Try: hold every line."""
         lines = tuple(StockLine(sku=line.sku, units=line.units) for line in self._order.lines)
-        return workflow.start_activity_method(
+        return self._place.database_step(
             InventoryActivities.reserve_stock,
             ReserveStock(lines=lines, **self._step("reserve")),
-            task_queue=tries("inventory"),
+            queue=tries("inventory"),
             summary="hold the stock",
-            **self._within_window(DATABASE_STEP),
+            options=self._within_window(DATABASE_STEP),
         )
 
     async def commit_stock(self) -> StockCommitted:
         """Confirm: the held units are sold."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             InventoryActivities.commit_stock,
             CommitStock(**self._step("reserve")),
-            task_queue=finishes("inventory"),
+            queue=finishes("inventory"),
             summary="sell the stock",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     async def release_stock(self, reason: str) -> StockReleased:
         """Cancel: the held units are free again."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             InventoryActivities.release_stock,
             ReleaseStock(reason=reason, **self._step("reserve")),
-            task_queue=finishes("inventory"),
+            queue=finishes("inventory"),
             summary="release the stock",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     # -- points
 
-    def freeze_points(self) -> ActivityHandle[FreezePointsAnswer]:
+    def freeze_points(self) -> Task[FreezePointsAnswer]:
         """Try: hold the points that pay a part."""
-        return workflow.start_activity_method(
+        return self._place.database_step(
             PointsActivities.freeze_points,
             FreezePoints(
                 customer=self._order.customer, points=self._order.points, **self._step("points")
             ),
-            task_queue=tries("points"),
+            queue=tries("points"),
             summary="hold the points",
-            **self._within_window(DATABASE_STEP),
+            options=self._within_window(DATABASE_STEP),
         )
 
     async def redeem_points(self) -> PointsRedeemed:
         """Confirm: the held points are used."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             PointsActivities.redeem_points,
             RedeemPoints(**self._step("points")),
-            task_queue=finishes("points"),
+            queue=finishes("points"),
             summary="use the points",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     async def unfreeze_points(self, reason: str) -> PointsUnfrozen:
         """Cancel: the held points are available again."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             PointsActivities.unfreeze_points,
             UnfreezePoints(reason=reason, **self._step("points")),
-            task_queue=finishes("points"),
+            queue=finishes("points"),
             summary="release the points",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     async def earn_points(self) -> PointsGranted:
         """Grant what the order earns."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             PointsActivities.grant_points,
             GrantPoints(
                 customer=self._order.customer,
                 points=self._order.points_earned,
                 **self._step("earn"),
             ),
-            task_queue=finishes("points"),
+            queue=finishes("points"),
             summary="earn points",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     async def revoke_points(self) -> PointsRevoked:
         """Take back what the order had earned."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             PointsActivities.revoke_points,
             RevokePoints(
                 customer=self._order.customer,
                 points=self._order.points_earned,
                 **self._step("unearn"),
             ),
-            task_queue=finishes("points"),
+            queue=finishes("points"),
             summary="take earned points back",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     async def restore_points(self) -> PointsRestored:
         """Give used points back."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             PointsActivities.restore_points,
             RestorePoints(
                 customer=self._order.customer,
                 points=self._order.points,
                 **self._step("points-refund"),
             ),
-            task_queue=finishes("points"),
+            queue=finishes("points"),
             summary="give used points back",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     # -- payment by a provider
 
-    def authorise(self, payment: Payment) -> ActivityHandle[AuthoriseAnswer]:
+    def authorise(self, payment: Payment) -> Task[AuthoriseAnswer]:
         """Try: hold the amount on the card, or open the page to pay on."""
-        return workflow.start_activity_method(
+        return self._place.provider_step(
             PaymentActivities.authorise,
             AuthorisePayment(
                 amount_minor=self._order.due_minor,
@@ -338,44 +340,44 @@ class CheckoutSteps:
                 card_token=payment.card_token if isinstance(payment, CardPayment) else None,
                 **self._step("pay", payment.request_id),
             ),
-            task_queue=tries("payment"),
+            queue=tries("payment"),
             summary=f"authorise payment {payment.request_id}",
-            **self._within_window(PROVIDER_STEP),
+            options=self._within_window(PROVIDER_STEP),
         )
 
-    def await_customer(self, payment: Payment) -> ActivityHandle[CustomerAnswer]:
+    def await_customer(self, payment: Payment) -> Task[CustomerAnswer]:
         """Ask the provider until the customer has paid on its page."""
-        return workflow.start_activity_method(
+        return self._place.provider_step(
             PaymentActivities.await_customer,
             AwaitCustomer(**self._step("pay", payment.request_id)),
-            task_queue=tries("payment"),
+            queue=tries("payment"),
             summary=f"has the customer paid {payment.request_id}?",
-            **POLL_STEP,
+            options=POLL_STEP,
         )
 
     async def capture(self, request_id: str) -> CaptureAnswer:
         """Confirm, the pivot: take the money."""
-        return await workflow.execute_activity_method(
+        return await self._place.provider_step(
             PaymentActivities.capture,
             CapturePayment(**self._step("pay", request_id)),
-            task_queue=finishes("payment"),
+            queue=finishes("payment"),
             summary="capture the payment",
-            **PROVIDER_MUST,
+            options=PROVIDER_MUST,
         )
 
     async def void(self, request_id: str, reason: str) -> VoidAnswer:
         """Cancel: this attempt must never take money."""
-        return await workflow.execute_activity_method(
+        return await self._place.provider_step(
             PaymentActivities.void,
             VoidPayment(reason=reason, **self._step("pay", request_id)),
-            task_queue=finishes("payment"),
+            queue=finishes("payment"),
             summary=f"void payment {request_id}",
-            **PROVIDER_MUST,
+            options=PROVIDER_MUST,
         )
 
     async def refund(self, request_id: str, amount_minor: int, refund_key: str) -> RefundAnswer:
         """Give captured money back."""
-        return await workflow.execute_activity_method(
+        return await self._place.provider_step(
             PaymentActivities.refund,
             RefundPayment(
                 payment_key=self.attempt_key(request_id),
@@ -383,16 +385,16 @@ class CheckoutSteps:
                 currency=self._order.currency,
                 **{**self._step("refund"), "key": refund_key},
             ),
-            task_queue=finishes("payment"),
+            queue=finishes("payment"),
             summary=f"refund payment {request_id}",
-            **PROVIDER_MUST,
+            options=PROVIDER_MUST,
         )
 
     # -- payment from the stored balance
 
-    def freeze_balance(self, payment: BalancePayment) -> ActivityHandle[FreezeAnswer]:
+    def freeze_balance(self, payment: BalancePayment) -> Task[FreezeAnswer]:
         """Try: hold the amount on the customer's account."""
-        return workflow.start_activity_method(
+        return self._place.database_step(
             AccountActivities.freeze_balance,
             FreezeBalance(
                 account=payment.account,
@@ -400,34 +402,34 @@ class CheckoutSteps:
                 amount_minor=self._order.due_minor,
                 **self._step("pay", payment.request_id),
             ),
-            task_queue=tries("account"),
+            queue=tries("account"),
             summary="hold the balance",
-            **self._within_window(DATABASE_STEP),
+            options=self._within_window(DATABASE_STEP),
         )
 
     async def debit_balance(self, request_id: str) -> BalanceDebited:
         """Confirm: the held amount is ours."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             AccountActivities.debit_balance,
             DebitBalance(**self._step("pay", request_id)),
-            task_queue=finishes("account"),
+            queue=finishes("account"),
             summary="debit the balance",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     async def unfreeze_balance(self, request_id: str, reason: str) -> BalanceUnfrozen:
         """Cancel: the held amount is available again."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             AccountActivities.unfreeze_balance,
             UnfreezeBalance(reason=reason, **self._step("pay", request_id)),
-            task_queue=finishes("account"),
+            queue=finishes("account"),
             summary="release the balance",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     async def credit_balance(self, payment: BalancePayment, refund_key: str) -> CreditAnswer:
         """Give debited money back to the account."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             AccountActivities.credit_balance,
             CreditBalance(
                 account=payment.account,
@@ -435,9 +437,9 @@ class CheckoutSteps:
                 amount_minor=self._order.due_minor,
                 **{**self._step("refund"), "key": refund_key},
             ),
-            task_queue=finishes("account"),
+            queue=finishes("account"),
             summary="refund to the balance",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     # -- ledger
@@ -456,24 +458,24 @@ class CheckoutSteps:
             for account, minor in legs
             if minor
         )
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             LedgerActivities.post_transfer,
             PostTransfer(entries=entries, **self._step("ledger")),
-            task_queue=finishes("ledger"),
+            queue=finishes("ledger"),
             summary="book the sale",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     async def reverse_ledger(self) -> ReverseAnswer:
         """Book the sale back."""
-        return await workflow.execute_activity_method(
+        return await self._place.database_step(
             LedgerActivities.reverse_transfer,
             ReverseTransfer(
                 original_key=self._order.step_key("ledger"), **self._step("ledger-reversal")
             ),
-            task_queue=finishes("ledger"),
+            queue=finishes("ledger"),
             summary="book the sale back",
-            **DATABASE_MUST,
+            options=DATABASE_MUST,
         )
 
     def _of_order(self) -> dict[str, Any]:
@@ -488,6 +490,4 @@ class CheckoutSteps:
         }
 
     def _within_window(self, options: StepOptions) -> StepOptions:
-        limited = options.copy()
-        limited["schedule_to_close_timeout"] = self.window_left
-        return limited
+        return {**options, "schedule_to_close_timeout": self.window_left}

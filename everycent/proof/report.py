@@ -127,7 +127,7 @@ class Sums:
             elif row.kind == "points_hold":
                 self.points["points_used"] += row.amount
             elif row.kind == "points_booking":
-                self.points[_POINTS[row.key.rsplit("/", 1)[-1]]] += row.amount
+                self.points[_POINTS[row.key.split("/")[2]]] += row.amount
 
     def _add_money(self, name: str, currency: str, minor: int) -> None:
         if minor:

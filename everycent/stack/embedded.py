@@ -24,6 +24,7 @@ from everycent.stack.supervisor import ProcessView, Program, Supervisor
 Part = Literal["postgres", "migrate", "temporal", "simulator", "workers"]
 PARTS: tuple[Part, ...] = ("postgres", "migrate", "temporal", "simulator", "workers")
 WORKERS = ("workflows", *SERVICES)
+TOGETHER = ("together", "together-2")  # One process for each core of a small machine.
 MARK = "EVERYCENT_STACK_FOLDER"  # In the environment of every child: whose it is.
 WORKER_STOP_SECONDS = 25.0  # A worker lets its running activities finish: 20 s.
 LEFTOVER_SECONDS = 15.0
@@ -51,7 +52,7 @@ class EmbeddedStack:
         self._parts = parts
         self._given_ports = given_ports or {}
         self._usual_ports = usual_ports
-        self._workers = workers
+        self.workers = workers
         self._listener = tell
         self._thread: threading.Thread | None = None
         self._failure: StackError | None = None
@@ -73,7 +74,7 @@ class EmbeddedStack:
             )
             for note in notes:
                 self._tell(note)
-            self.folder.write_settings(self.ports)
+            self.folder.write_settings(self.ports, together="together" in self.workers)
             self.postgres = PostgresServer(self.folder.path, self.ports.postgres)
             self.supervisor = Supervisor(
                 self._programs(),
@@ -153,7 +154,7 @@ class EmbeddedStack:
             "migrate": lambda: [self._migrate()],
             "temporal": lambda: [self._temporal()],
             "simulator": lambda: [self._simulator()],
-            "workers": lambda: [self._worker(name) for name in self._workers],
+            "workers": lambda: [self._worker(name) for name in self.workers],
         }
         return [program for part in PARTS if part in self._parts for program in makers[part]()]
 
@@ -194,8 +195,9 @@ class EmbeddedStack:
             address=address,
         )
 
-    def _worker(self, service: str) -> Program:
-        name = f"worker-{service}"
+    def _worker(self, name: str) -> Program:
+        """Return a worker's program; `NAME-2` is a second process of the worker NAME."""
+        service, name = name.split("-")[0], f"worker-{name}"
         ready_file = self.folder.run / f"{name}.ready"
         return self._own(
             name,

@@ -117,8 +117,11 @@ class DataFolder:
         kept = tomllib.loads(file.read_text()).get("stack", {})
         return {name: int(port) for name, port in kept.items()}
 
-    def write_settings(self, ports: Ports) -> None:
-        """Write what workers, starters and `migrate` read, each only what its part may know."""
+    def write_settings(self, ports: Ports, *, together: bool = False) -> None:
+        """Write what workers, starters and `migrate` read, each only what its part may know.
+
+        `together` sends new runs to the workers that host everything.
+        """
         keys = self.secrets()
         address = f"{LOOPBACK}:{ports.postgres}"
         dsns: list[dict[str, str]] = [
@@ -130,7 +133,8 @@ class DataFolder:
             for suffix in ("", "_read", "_owner")
         ]
         worker, read, owner = dsns
-        common: dict[str, dict[str, Any]] = {
+        common: dict[str, Any] = {
+            "steps": "together" if together else "apart",
             "temporal": {
                 "address": f"{LOOPBACK}:{ports.temporal}",
                 "namespace": "default",
@@ -146,6 +150,7 @@ class DataFolder:
         self._write_part("common", common)
         for service in SERVICES:
             self._write_part(service, {"database": {service: worker[service]}})
+        self._write_part("together", {"database": worker})
         self._write_part("reader", {"read": read})
         self._write_part("owner", {"owner": owner, "database": worker, "read": read})
 
@@ -167,12 +172,13 @@ class DataFolder:
             return None
         return status
 
-    def _write_part(self, part: str, tables: dict[str, dict[str, Any]]) -> None:
-        lines: list[str] = []
-        for table, values in tables.items():
+    def _write_part(self, part: str, values: dict[str, Any]) -> None:
+        # A JSON string is a TOML string. What stands in no table comes first.
+        plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
+        for table in values.keys() - plain.keys():
             lines.append(f"[{table}]")
-            # A JSON string is a TOML string.
-            lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+            lines += [f"{name} = {json.dumps(value)}" for name, value in values[table].items()]
         write_private(self.settings / f"{part}.toml", "\n".join(lines) + "\n")
 
     def _refuse_foreign_folder(self) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -85,7 +85,9 @@ async def shop(data_dir: Path) -> AsyncIterator[Shop]:
     client = await connect(settings)
     try:
         async with reading(settings) as reader:
-            yield Shop(settings, client, reader, Checkouts(client, reader), Bookings(client))
+            together = settings.steps == "together"
+            checkouts = Checkouts(client, reader, together=together)
+            yield Shop(settings, client, reader, checkouts, Bookings(client, together=together))
     except RPCError as error:
         raise Unreachable(f"Temporal at {settings.temporal.address} says: {error}") from error
 
@@ -100,10 +102,14 @@ async def books(data_dir: Path) -> "AsyncIterator[Reader]":
         yield reader
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def run(
+    work: Coroutine[Any, Any, T],
+    *,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> T:
     """Run a command to its end; what stops it becomes one line on stderr and an exit code."""
-    with one_line_errors():
-        return asyncio.run(work)
+    with one_line_errors(), asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(work)
 
 
 @contextlib.contextmanager

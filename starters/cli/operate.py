@@ -36,11 +36,13 @@ def register(app: typer.Typer) -> None:
 
 
 def worker(
-    name: Annotated[str, typer.Argument(help="`workflows`, or the name of a service.")],
+    name: Annotated[str, typer.Argument(help="`workflows`, `together`, or the name of a service.")],
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Run one worker until SIGTERM or Ctrl-C; `up` runs all of them."""
-    run(_work(name, data_dir))
+    import uvloop
+
+    run(_work(name, data_dir), loop_factory=uvloop.new_event_loop)
 
 
 def check(

@@ -56,7 +56,13 @@ def up(
     temporal_port: Port = None,
     ui_port: Port = None,
     provider_port: Port = None,
-    workers: Annotated[Literal["all", "none"], typer.Option(help="Which workers to run.")] = "all",
+    workers: Annotated[
+        Literal["all", "together", "both", "none"],
+        typer.Option(
+            help="One process for each service, or processes that host everything and take new"
+            " orders; both, to let orders in flight end where they began."
+        ),
+    ] = "all",
     part: Annotated[
         list[Part] | None, typer.Option(help="Run only this part; may be given several times.")
     ] = None,
@@ -155,7 +161,7 @@ def simulator(
 
 
 def _run_here(data_dir: Path, given: dict[str, int], workers: str, parts: list[Part]) -> None:
-    from everycent.stack.embedded import PARTS, WORKERS, EmbeddedStack
+    from everycent.stack.embedded import PARTS, TOGETHER, WORKERS, EmbeddedStack
     from everycent.stack.supervisor import StartFailedError
 
     stack = EmbeddedStack(
@@ -163,7 +169,10 @@ def _run_here(data_dir: Path, given: dict[str, int], workers: str, parts: list[P
         [part.value for part in parts] or PARTS,
         given_ports=given,
         usual_ports=True,
-        workers=WORKERS if workers == "all" else (),
+        workers=(
+            *(WORKERS if workers in ("all", "both") else ()),
+            *(TOGETHER if workers in ("together", "both") else ()),
+        ),
         tell=_tell,
     )
     stack.open()

@@ -29,6 +29,7 @@ from everycent.domain.order import (
 )
 from everycent.errors import Transient, Unknown, Unreachable
 from everycent.settings import SERVICES, ServiceName
+from everycent.stack.embedded import WORKERS as APART
 from everycent.stack.embedded import EmbeddedStack
 from starters.bookings import Bookings
 from starters.checkouts import Checkouts
@@ -93,7 +94,7 @@ class Site:
         """Do what an operator does: Ctrl-C, and `up` again on the same folder."""
         folder = self.stack.folder.path
         await asyncio.to_thread(self.stack.stop)
-        self.stack = EmbeddedStack(folder)
+        self.stack = EmbeddedStack(folder, workers=self.stack.workers)
         await asyncio.to_thread(self.stack.start)
         await self.reader.close()
 
@@ -244,9 +245,12 @@ async def place_all(site: Site, orders: Sequence[PlaceOrder]) -> list[Placement]
 
 
 @pytest.fixture(scope="module")
-async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    """Everything runs: PostgreSQL, Temporal, the simulator and seven worker processes."""
-    stack = EmbeddedStack(Path(tmp_path_factory.mktemp("faults")) / "data")
+async def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Site]:
+    """Everything runs: PostgreSQL, Temporal, the simulator and the workers that a module names."""
+    workers = getattr(request.module, "WORKERS", APART)
+    stack = EmbeddedStack(Path(tmp_path_factory.mktemp("faults")) / "data", workers=workers)
     await asyncio.to_thread(stack.start)
     site: Site | None = None
     try:
@@ -256,8 +260,10 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
         async with httpx.AsyncClient(
             base_url=settings.provider.url, timeout=20, trust_env=False
         ) as provider:
-            checkouts = Checkouts(client, reader)
-            site = Site(stack, client, reader, checkouts, Bookings(client), provider)
+            together = settings.steps == "together"
+            checkouts = Checkouts(client, reader, together=together)
+            bookings = Bookings(client, together=together)
+            site = Site(stack, client, reader, checkouts, bookings, provider)
             yield site
         await reader.close()
     finally:

@@ -130,6 +130,11 @@ async def _lawless(database: Database, service: ServiceName) -> AsyncIterator[As
 
 
 @pytest.fixture
+def together() -> bool:
+    return False
+
+
+@pytest.fixture
 def vandal(owners: dict[ServiceName, Database], busy_shop: Shop) -> Vandal:
     return Vandal(owners, busy_shop.tenant)
 
@@ -145,7 +150,7 @@ async def busy_shop(
     """A shop with an order of every kind, sold by the real workflow."""
     reader = Reader(settings)
     checkouts = Checkouts(temporal.client, reader)
-    shop = Shop("busy", temporal.client, reader, checkouts, databases, provider, trouble)
+    shop = Shop("busy", temporal.client, reader, checkouts, databases, provider, trouble, False)
     await shop.receive(20)
     await shop.deposit("a-1", 10_000)
     await shop.grant_points("c-1", 500)

@@ -58,9 +58,10 @@ from everycent.simulator.desk import Options
 from starters.checkouts import Checkouts
 from starters.client import DATA_CONVERTER
 from workers.composition import activities_of
-from workers.queues import WORKFLOWS, finishes, tries
+from workers.queues import TOGETHER, WORKFLOWS, finishes, tries
 from workflows.catalog import FLOWS
 from workflows.checkout import Checkout
+from workflows.place import TOGETHER_MEMO
 
 GOOD_CARD = CardPayment(card_token="tok_ok")
 Hook = Callable[[], Awaitable[None]]
@@ -145,6 +146,7 @@ class Shop:
     databases: dict[ServiceName, Database]
     provider: httpx.AsyncClient
     trouble: Trouble
+    together: bool
     _requests: int = field(default=0)
 
     def order(
@@ -207,7 +209,8 @@ class Shop:
             Checkout.run,
             order,
             id=order.workflow_id() + id_suffix,
-            task_queue=WORKFLOWS,
+            task_queue=TOGETHER if self.together else WORKFLOWS,
+            memo=TOGETHER_MEMO if self.together else None,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE
             if again
             else WorkflowIDReusePolicy.REJECT_DUPLICATE,
@@ -329,15 +332,24 @@ async def trouble(
                         interceptors=[trouble],
                     )
                 )
-        await stack.enter_async_context(
-            Worker(
-                temporal.client,
-                task_queue=WORKFLOWS,
-                workflows=FLOWS,
-                workflow_runner=SandboxedWorkflowRunner(),
+        for queue, hosted in ((WORKFLOWS, ()), (TOGETHER, tuple(nouns.values()))):
+            await stack.enter_async_context(
+                Worker(
+                    temporal.client,
+                    task_queue=queue,
+                    workflows=FLOWS,
+                    activities=[method for noun in hosted for method in activities_of(noun)],
+                    interceptors=[trouble],
+                    workflow_runner=SandboxedWorkflowRunner(),
+                )
             )
-        )
         yield trouble
+
+
+@pytest.fixture(params=["apart", "together"])
+def together(request: pytest.FixtureRequest) -> bool:
+    """Where the runs of a test have their database steps: both places keep the same promises."""
+    return bool(request.param == "together")
 
 
 @pytest.fixture
@@ -348,15 +360,17 @@ async def shop(
     provider: httpx.AsyncClient,
     trouble: Trouble,
     tenant: str,
+    together: bool,
 ) -> AsyncIterator[Shop]:
     reader = Reader(settings)
     yield Shop(
         tenant,
         temporal.client,
         reader,
-        Checkouts(temporal.client, reader),
+        Checkouts(temporal.client, reader, together=together),
         databases,
         provider,
         trouble,
+        together,
     )
     await reader.close()
