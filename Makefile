@@ -6,7 +6,7 @@ OURS := everycent workflows activities workers starters
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
-.PHONY: install test demo import-check bench requirements lint format lock clean
+.PHONY: install test demo import-check interleavings bench requirements lint format lock clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,9 @@ demo: install
 
 import-check: install
 	$(BIN)/python tests/faults/import_check.py $(if $(CSV),--csv $(CSV))
+
+interleavings: install
+	$(BIN)/python -m everycent.proof.interleavings_run
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,233 @@
+"""Every order of sessions on real PostgreSQL; the whole of it is `make interleavings`."""
+
+import dataclasses
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from everycent.database import fence
+from everycent.proof.interleavings import Case, Lane, Result
+from everycent.proof.interleavings_kinds import Kind
+from everycent.proof.interleavings_rows import KINDS, SEATS
+from everycent.proof.interleavings_run import BOTH, Part, databases_on, play
+from everycent.proof.interleavings_session import Cut, Ending, Point, stages
+from everycent.proof.interleavings_tree import Standing, Tree, orders
+from everycent.stack.postgres import PostgresServer
+from tests.proof import broken_fences
+
+COMMIT = (Ending.COMMIT,)
+
+
+@pytest.fixture(scope="session")
+async def dsns(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, str]]:
+    """A server that does not wait for the disk: thousands of schedules, and no crash among them."""
+    server = PostgresServer(tmp_path_factory.mktemp("interleavings") / "server", durable=False)
+    server.start()
+    yield await databases_on(server)
+    server.stop()
+
+
+# --- The real fence ---
+
+
+@pytest.mark.requirement("I5", "T12", "AC13.5")
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+async def test_every_order_of_two_sessions_on_one_key_is_safe(
+    dsns: dict[str, str], kind: Kind
+) -> None:
+    """Every pair of Try, Confirm, Cancel and their doubles, from nothing and after a Try.
+
+    Each session commits or aborts; all 70 (56, 50 …) orders of each pair are accounted for.
+
+    Red when: a Cancel selects before it inserts, leaves no tombstone, or a Confirm does not lock.
+    """
+    result = await play(kind, dsns[kind.name], Part(2, endings=BOTH))
+
+    assert result.findings == []
+    assert result.ok
+    assert result.counts.formula == _formula(kind, 2, BOTH)
+
+
+def _formula(kind: Kind, sessions: int, endings: tuple[Ending, ...]) -> int:
+    """Count the orders by hand: per start, per multiset of operations with their endings."""
+    steps = {"try": 4, "confirm": 3, "cancel": 4}
+    each = itertools.product(steps, endings)
+    return len(kind.starts) * sum(
+        orders([steps[operation] for operation, _ in chosen])
+        for chosen in itertools.combinations_with_replacement(list(each), sessions)
+    )
+
+
+@pytest.mark.requirement("I5", "T12")
+async def test_a_lost_connection_is_an_abort_to_everybody_else(dsns: dict[str, str]) -> None:
+    """Whoever waits for a session whose connection breaks goes on as if it had never been.
+
+    Red when: an effect is committed before the end of its transaction.
+    """
+    result = await play(SEATS, dsns[SEATS.name], Part(2, endings=(Ending.COMMIT, Ending.LOST)))
+
+    assert result.findings == []
+    assert result.ok
+
+
+@pytest.mark.requirement("I5", "T12")
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+async def test_batches_that_overlap_are_safe_at_every_statement(
+    dsns: dict[str, str], kind: Kind
+) -> None:
+    """Two sessions name the same two keys in opposite orders, and stop before every statement.
+
+    Red when: keys or resource rows are locked in the order of the call.
+    """
+    result = await play(kind, dsns[kind.name], Part(2, 2, COMMIT, Cut.STATEMENTS))
+
+    assert result.findings == []
+    assert result.ok
+
+
+@pytest.mark.requirement("I5", "T12", "AC12.4")
+async def test_every_order_of_a_try_a_confirm_and_a_cancel_is_safe(dsns: dict[str, str]) -> None:
+    """Red when: a loser at the fence acts on what it read before the winner's end."""
+    todo = [_of("try", "confirm", "cancel", start=start) for start in SEATS.starts]
+    result = await _explore(SEATS, dsns[SEATS.name], todo)
+
+    assert result.findings == []
+    assert result.ok
+    assert result.counts.formula == 2 * orders([4, 3, 4])
+
+
+@pytest.mark.requirement("I5")
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+async def test_four_sessions_in_drawn_orders_are_safe(dsns: dict[str, str], kind: Kind) -> None:
+    """A fixed share of the ten thousand that `make interleavings` draws, batches of up to four.
+
+    Red when: a batch claims its keys in the order of the call.
+    """
+    result = await play(kind, dsns[kind.name], Part(4, cut=Cut.STATEMENTS, drawn=40), seed=3)
+
+    assert result.findings == []
+    assert result.ok
+    assert result.played == 40
+
+
+# --- It can fail: fences that break design rule 4 ---
+
+
+async def _explore(
+    kind: Kind, dsn: str, todo: list[Case], cut: Cut = Cut.POINTS, at_most: int | None = None
+) -> Result:
+    async with stages(dsn, 1) as [stage]:
+        lane = Lane(kind, stage, cut=cut)
+        for case in todo:
+            await lane.explore(case, at_most=at_most)
+        await lane.judge()
+    return lane.result
+
+
+def _of(*operations: str, start: tuple[str, ...] = (), keys: tuple[int, ...] = (0,)) -> Case:
+    """Return a case of sessions that commit; every other one names its keys the other way round."""
+    batches = tuple(keys[:: -1 if n % 2 else 1] for n in range(len(operations)))
+    return Case(SEATS, start, tuple((each, Ending.COMMIT) for each in operations), batches)
+
+
+SELECT_FIRST = (Point.LOCK, Point.CLAIM, Point.EFFECT, Point.END)
+
+
+@pytest.mark.requirement("I5", "AC13.5")
+@pytest.mark.parametrize(
+    ("function", "double", "operation", "case", "cut", "broken"),
+    [
+        ("claim_cancels", broken_fences.cancel_that_selects_first, "cancel",
+         _of("try", "cancel"), Cut.POINTS, "are held, the rows hold 0: a hold has no owner"),
+        ("claim_tries", broken_fences.try_that_selects_first, "try",
+         _of("try", "try"), Cut.POINTS, "a guarded write hit 0 of 1 rows"),
+        ("claim_cancels", broken_fences.cancel_without_a_tombstone, "cancel",
+         _of("cancel", "try"), Cut.STATEMENTS, "is TRIED instead of CANCELLED"),
+        ("lock_for_confirm", broken_fences.confirm_without_a_lock, "confirm",
+         _of("confirm", "cancel", start=("try",)), Cut.STATEMENTS, "failed"),
+        ("claim_tries", broken_fences.claim_one_by_one, "try",
+         _of("try", "try", keys=(0, 1)), Cut.STATEMENTS, "deadlock detected"),
+    ],
+    ids=["cancel selects first", "try selects first", "no tombstone", "confirm does not lock",
+         "keys in the order of the call"],
+)  # fmt: skip
+async def test_a_fence_that_breaks_the_order_of_the_claim_is_found(
+    dsns: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    double: Any,
+    operation: str,
+    case: Case,
+    cut: Cut,
+    broken: str,
+) -> None:
+    """Each double is one wrong order of the statements; the true fence passes the same case.
+
+    Red when: the judge or the scheduler does not see what the double does.
+    """
+    assert (await _explore(SEATS, dsns[SEATS.name], [case], cut)).ok
+
+    monkeypatch.setattr(fence, function, double)
+    wrong = dataclasses.replace(SEATS, points={**SEATS.points, operation: SELECT_FIRST})
+    case = dataclasses.replace(case, kind=wrong)
+    result = await _explore(wrong, dsns[SEATS.name], [case], cut, at_most=16)
+
+    assert not result.ok
+    assert [str(f) for f in result.findings if broken in f.broken], result.findings
+
+
+# --- The tree ---
+
+
+def _walk(tree: Tree, steps: list[int], *, exclusive: bool = False) -> int:
+    """Walk a tree to its end over sessions that wait for nobody, or (exclusive) for the first."""
+    walks = 0
+    while not tree.is_walked:
+        left, owner = list(steps), None
+
+        def seen(left: list[int], owner: int | None) -> tuple[Standing, ...]:
+            return tuple(
+                Standing(n, "done") if n == 0
+                else Standing(n, "waits") if owner not in (None, i) and n < steps[i]
+                else Standing(n, "ready", begun=n < steps[i])
+                for i, n in enumerate(left)
+            )  # fmt: skip
+
+        tree.begin(seen(left, owner))
+        while any(left):
+            choice = tree.choose(seen(left, owner))
+            left[choice] -= 1
+            if exclusive and owner is None:
+                owner = choice
+            if owner is not None and left[owner] == 0:
+                owner = None
+            tree.went(choice, seen(left, owner))
+        tree.end()
+        walks += 1
+    return walks
+
+
+@pytest.mark.parametrize("steps", [[4, 4], [4, 3], [2, 2, 2], [3, 2, 2], [1, 1, 1, 1]])
+def test_sessions_that_wait_for_nobody_are_walked_in_every_order_of_the_formula(
+    steps: list[int],
+) -> None:
+    tree = Tree(range(len(steps)), steps)
+    assert _walk(tree, steps) == orders(steps) == tree.counts.executed
+    assert tree.counts.add_up
+
+
+def test_equal_sessions_are_walked_once_and_counted_twice() -> None:
+    tree = Tree(["same", "same"], [3, 3])
+    assert _walk(tree, [3, 3]) == orders([3, 3]) / 2
+    assert tree.counts.equal == orders([3, 3]) / 2
+    assert tree.counts.add_up
+
+
+def test_orders_that_send_on_a_session_that_waits_are_impossible() -> None:
+    """One key: whoever is first holds it, the other asks once and then waits for the end."""
+    tree = Tree([1, 2], [2, 2])
+    assert _walk(tree, [2, 2], exclusive=True) == 4  # 1122 1212, and the same two from 2.
+    assert tree.counts.impossible == 2  # 1221, 2112: the second cannot end before the first.
+    assert tree.counts.add_up
