@@ -1,9 +1,9 @@
 """The only place where the parts are wired together: pools, gateways, activities and workers."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import httpx
@@ -21,6 +21,7 @@ from activities.ledger import LedgerActivities
 from activities.order import OrderActivities
 from activities.payment import PaymentActivities
 from activities.points import PointsActivities
+from everycent import clock
 from everycent.database.engine import Database, assert_no_transaction
 from everycent.errors import InvalidRequest
 from everycent.gateways.payment_provider import HttpPaymentProvider
@@ -59,13 +60,18 @@ async def workers_of(
 
 
 @contextlib.asynccontextmanager
-async def lanes_of(service: ServiceName, settings: Settings) -> AsyncIterator[list[Lane]]:
-    """Give a service its two lanes, each with a pool of its own, so that none starves the other."""
+async def lanes_of(
+    service: ServiceName, settings: Settings, *, now: Callable[[], datetime] = clock.now
+) -> AsyncIterator[list[Lane]]:
+    """Give a service its two lanes, each with a pool of its own, so that none starves the other.
+
+    `now` is the clock of the edge to the provider.
+    """
     async with contextlib.AsyncExitStack() as stack:
         lanes = []
         for queue in (tries(service), finishes(service)):
             database = await stack.enter_async_context(_database(service, settings, queue))
-            noun = await stack.enter_async_context(_noun(service, database, settings))
+            noun = await stack.enter_async_context(_noun(service, database, settings, now))
             # A slot without a connection would wait in the pool and burn its start-to-close time.
             lanes.append(Lane(queue, activities_of(noun), slots=settings.pool.size))
         yield lanes
@@ -81,7 +87,7 @@ async def everything(client: Client, settings: Settings) -> AsyncIterator[Worker
         activities: list[Any] = []
         for service in SERVICES:
             database = await stack.enter_async_context(_database(service, settings, TOGETHER))
-            noun = await stack.enter_async_context(_noun(service, database, settings))
+            noun = await stack.enter_async_context(_noun(service, database, settings, clock.now))
             activities += activities_of(noun)
         yield workflow_worker(
             client, queue=TOGETHER, activities=activities, slots=settings.pool.size
@@ -147,7 +153,7 @@ async def _database(service: ServiceName, settings: Settings, name: str) -> Asyn
 
 @contextlib.asynccontextmanager
 async def _noun(
-    service: ServiceName, database: Database, settings: Settings
+    service: ServiceName, database: Database, settings: Settings, now: Callable[[], datetime]
 ) -> AsyncIterator[object]:
     if service == "payment":
         provider = settings.provider
@@ -157,7 +163,7 @@ async def _noun(
             gateway = HttpPaymentProvider(
                 http, api_key=provider.api_key, guard=assert_no_transaction
             )
-            yield PaymentActivities(database, gateway)
+            yield PaymentActivities(database, gateway, now=now)
         return
     nouns = {
         "order": OrderActivities,
