@@ -87,7 +87,10 @@ class Scene:
 
     async def parked_case(self) -> str:
         """Wait until a step of the order is parked and return the key of its case."""
-        sql = "SELECT case_key FROM repair_case WHERE tenant = :tenant AND order_id = :order_id"
+        sql = (
+            "SELECT case_key FROM repair_case"
+            " WHERE tenant = :tenant AND order_id = :order_id AND state = 'OPEN'"
+        )
         names = {"tenant": self.order.tenant, "order_id": self.order.order_id}
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not (cases := await self.world.reader.rows("order", sql, **names)):

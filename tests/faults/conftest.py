@@ -28,12 +28,13 @@ from everycent.domain.order import (
     PlaceOrder,
 )
 from everycent.errors import Transient, Unknown, Unreachable
-from everycent.settings import SERVICES, ServiceName
+from everycent.settings import ServiceName
 from everycent.stack.embedded import WORKERS as APART
 from everycent.stack.embedded import EmbeddedStack
 from starters.bookings import Bookings
 from starters.checkouts import Checkouts
 from starters.client import connect
+from tests.faults.books import intents_of
 
 LOOK_SECONDS = 0.02
 PATIENCE_SECONDS = 60.0
@@ -43,14 +44,6 @@ DYING = (
     Transient, Unknown, Unreachable, RPCError, httpx.TransportError, DBAPIError, OSError,
     asyncpg.PostgresError, asyncpg.InterfaceError,
 )  # fmt: skip
-_TABLES = (
-    "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname <> 'alembic_version'"
-    " AND relnamespace = CAST('public' AS regnamespace) ORDER BY relname"
-)
-_ROWS = (
-    "SELECT CAST(to_jsonb(t) - ARRAY['run', 'shared'] AS text) AS told FROM {table} t"
-    " WHERE CAST(to_jsonb(t) AS text) LIKE :mark ORDER BY 1"
-)
 
 
 @dataclass
@@ -194,20 +187,7 @@ class Site:
         return int((await self.provider.get("/admin/held")).json()["held"])
 
     async def intents(self, tenant: str) -> list[dict[str, Any]]:
-        answer = await self.provider.get("/admin/intents", params={"reference": f"{tenant}/*"})
-        intents: list[dict[str, Any]] = answer.json()["data"]
-        return intents
-
-    async def books(self, tenant: str) -> dict[str, list[str]]:
-        """Return every row of a tenant in every database, but for who has opened the order."""
-        books = {}
-        for service in SERVICES:
-            for found in await self.reader.rows(service, _TABLES):
-                rows = await self.reader.rows(
-                    service, _ROWS.format(table=found["relname"]), mark=f'%"{tenant}%'
-                )
-                books[f"{service}.{found['relname']}"] = [row["told"] for row in rows]
-        return books
+        return await intents_of(self.provider, tenant)
 
     async def stock(self, tenant: str) -> dict[str, tuple[int, int, int]]:
         """Return free, held and sold units per SKU."""

@@ -15,18 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 
-from everycent import clock
-from everycent.database import inventory
-from everycent.database.engine import Database
-from everycent.domain.inventory import ReleaseStock
 from everycent.domain.message import order_of
 from everycent.domain.order import (
     BalancePayment,
-    CancelOrder,
     CardPayment,
     OrderResult,
     OrderStatus,
@@ -35,7 +27,7 @@ from everycent.domain.order import (
     RedirectPayment,
 )
 from everycent.proof.connected import audit_connected
-from everycent.settings import SERVICES, ServiceName, load
+from everycent.settings import SERVICES, ServiceName
 from tests.faults.conftest import Site, order_of_shop, place_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -92,20 +84,6 @@ async def ended(site: Site, storm: Storm) -> dict[str, OrderResult]:
     results = await asyncio.gather(*(site.result(order, END_SECONDS) for order in storm.orders))
     await asyncio.gather(*storm.placing)
     return {result.order_id: result for result in results}
-
-
-@pytest.mark.requirement("T29", "I7")
-async def test_resetting_a_finished_order_to_any_point_repeats_nothing(
-    site: Site, storm: Storm
-) -> None:
-    """Red when: a step's key is made of the run's id, so that every run does the step anew."""
-    finished = await _one_order_of_each_outcome(site, "reset")
-    assert {result.status for result in finished.values()} == set(OrderStatus) - {"PENDING"}
-    books, intents = await site.books("reset"), await site.intents("reset")
-    points = await asyncio.gather(*(_reset_to_each_point(site, *item) for item in finished.items()))
-    assert min(points) >= 4
-    assert await site.intents("reset") == intents
-    assert await site.books("reset") == books
 
 
 @pytest.mark.requirement("AC2.5")
@@ -200,72 +178,6 @@ async def test_the_audit_finds_nothing(site: Site, ended: dict[str, OrderResult]
     report = await audit_connected(site.stack.settings)
     assert report.ok, [rule for rule in report.rules if rule.state == "broken"]
     assert report.totals.orders_by_status["CONFIRMED"] >= len(ended) - 1
-
-
-# -- resets and deletions
-
-
-async def _one_order_of_each_outcome(site: Site, tenant: str) -> dict[str, OrderResult]:
-    """Return, by workflow id, orders that ended in every possible way."""
-    await site.bookings.receive_stock(tenant, "LAMP", 20, request="first")
-    await site.bookings.deposit(tenant, "ada", 10_000, "EUR", request="first")
-    await site.bookings.grant_points(tenant, "ada", 500, request="first")
-    cancelled = order_of_shop(tenant, "cancelled", RedirectPayment())
-    lost = order_of_shop(tenant, "lost", points=33)
-    orders = [
-        order_of_shop(tenant, "card"),
-        order_of_shop(tenant, "tenders", BalancePayment(account="ada"), points=100),
-        order_of_shop(tenant, "no-stock", units=50),
-        order_of_shop(tenant, "unpaid", RedirectPayment(), window_seconds=1),
-        cancelled,
-    ]
-    await place_all(site, orders)
-    await site.checkouts.cancel(tenant, cancelled.order_id, CancelOrder())
-    await _lose_the_stock_after_the_payment(site, lost)
-    results = await asyncio.gather(*(site.result(order) for order in (*orders, lost)))
-    for result in results:  # Its run ends a moment after its row.
-        await site.checkouts.wait(tenant, result.order_id)
-    return {f"checkout/{tenant}/{result.order_id}": result for result in results}
-
-
-async def _lose_the_stock_after_the_payment(site: Site, order: PlaceOrder) -> None:
-    key = order.step_key("reserve")
-    rule = {"kind": "hold", "operation": "capture", "reference": f"{order.tenant}/lost/*"}
-    await site.provider.post("/admin/faults", json={**rule, "seconds": 60, "times": 1})
-    placing = asyncio.create_task(site.place(order))
-    await site.until(lambda: _is(site.held_at_provider, 1))
-    now = clock.now()
-    mistaken = ReleaseStock(key=key, at=now, opened_on=now.date(), reason="by mistake")
-    settings = load(site.stack.folder.path, "inventory")
-    database = Database(settings.database["inventory"], settings.pool)
-    async with database.transaction() as tx:
-        await inventory.release_stock(tx, [mistaken])
-    await database.close()
-    await site.provider.post("/admin/held/release")
-    await placing
-
-
-async def _reset_to_each_point(site: Site, workflow_id: str, result: OrderResult) -> int:
-    """Reset the order's first run to every workflow task that it completed; say how many."""
-    first = site.client.get_workflow_handle(workflow_id)
-    run_id = (await first.describe()).run_id
-    points = [
-        event.event_id
-        async for event in first.fetch_history_events()
-        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
-    ]
-    for point in points:
-        request = ResetWorkflowExecutionRequest(
-            namespace=site.client.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-            reason="a test",
-            workflow_task_finish_event_id=point,
-            request_id=f"{workflow_id}/{point}",
-        )
-        answer = await site.client.workflow_service.reset_workflow_execution(request)
-        again = site.client.get_workflow_handle(workflow_id, run_id=answer.run_id)
-        assert OrderResult.model_validate(await again.result()) == result, (workflow_id, point)
-    return len(points)
 
 
 # -- the storm
