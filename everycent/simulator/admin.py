@@ -3,6 +3,7 @@
 It asks for no key: the simulator is for development and binds to the local machine by default.
 """
 
+import json
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -106,6 +107,14 @@ async def list_deliveries(
     return {"data": await _desk(request).store.run(lambda tx: _rows(tx, sql, after, limit))}
 
 
+@router.get("/events")
+async def list_events(
+    request: Request, prefix: str, limit: Annotated[int, Query(ge=1, le=1000)] = 1000
+) -> dict[str, Any]:
+    """List what happened to the payments whose reference begins so, and how each webhook went."""
+    return {"data": await _desk(request).store.run(lambda tx: _events(tx, prefix, limit))}
+
+
 @router.get("/intents")
 async def list_intents(
     request: Request,
@@ -118,6 +127,18 @@ async def list_intents(
     `next` is the `after` of the following page, or null on the last one.
     """
     return await _desk(request).store.run(lambda tx: _audit(tx, reference, after, limit))
+
+
+def _events(tx: Transaction, prefix: str, limit: int) -> list[dict[str, Any]]:
+    rows = _rows(
+        tx,
+        "SELECT e.body, (SELECT json_group_array(json_object('state', d.state, 'attempts',"
+        " d.attempts, 'last_answer', d.last_answer)) FROM delivery d WHERE d.event_id = e.id)"
+        " AS webhooks FROM event e WHERE json_extract(e.body, '$.intent.reference') >= ?"
+        " AND json_extract(e.body, '$.intent.reference') < ? ORDER BY e.seq LIMIT ?",
+        prefix, f"{prefix}\U0010ffff", limit,
+    )  # fmt: skip
+    return [{**json.loads(row["body"]), "webhooks": json.loads(row["webhooks"])} for row in rows]
 
 
 def _audit(tx: Transaction, reference: str, after: int, limit: int) -> dict[str, Any]:

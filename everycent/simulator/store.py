@@ -58,6 +58,7 @@ CREATE TABLE IF NOT EXISTS idempotency_key (
 CREATE TABLE IF NOT EXISTS event (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL
 );
+CREATE INDEX IF NOT EXISTS event_by_reference ON event (json_extract(body, '$.intent.reference'));
 CREATE TABLE IF NOT EXISTS delivery (
     seq INTEGER PRIMARY KEY,
     event_id TEXT NOT NULL REFERENCES event (id),

@@ -1,0 +1,97 @@
+"""Every row that an order has left in the services, whole, for a person who asks what happened."""
+
+from datetime import datetime
+from typing import Any
+
+from everycent.database.audit_rows import Span
+from everycent.database.reads import Reader
+from everycent.domain.message import Message
+from everycent.settings import ServiceName
+
+
+class StoryRow(Message):
+    """A row as its table has it: `facts` maps each column to its value, times as ISO text."""
+
+    service: ServiceName
+    table: str
+    facts: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The step's key; of the order's own rows, that of the case, or nothing."""
+        return str(self.facts.get("key") or self.facts.get("case_key") or "")
+
+    def time(self, column: str) -> datetime | None:
+        """Return a time of the row, None if it has not come."""
+        value = self.facts.get(column)
+        return None if value is None else datetime.fromisoformat(value)
+
+
+async def read_story_rows(
+    reader: Reader, service: ServiceName, tenant: str, order_id: str
+) -> list[StoryRow]:
+    """Return the order's rows in a service, read at one instant."""
+    if service == "order":
+        given = {"tenant": tenant, "order_id": order_id}
+    else:
+        span = Span.of(f"{tenant}/{order_id}/")
+        given = {"low": span.low, "high": span.high}
+    statement = " UNION ALL ".join(_select(service, table) for table in _TABLES[service])
+    rows = await reader.rows(service, statement, **given)
+    return [StoryRow(service=service, table=row["name"], facts=row["facts"]) for row in rows]
+
+
+async def find_order(reader: Reader, tenant: str, name: str) -> set[str]:
+    """Return the orders of a shop that know `name` as a payment attempt, or by the provider's id.
+
+    Neither has an index: this is for a person's question, not for a loop.
+    """
+    attempts = await reader.rows(
+        "order",
+        "SELECT DISTINCT order_id FROM payment_attempt"
+        " WHERE tenant = :tenant AND request_id = :name LIMIT 20",
+        tenant=tenant,
+        name=name,
+    )
+    span = Span.of(f"{tenant}/")
+    payments = await reader.rows(
+        "payment",
+        "SELECT split_part(key, '/', 2) AS order_id FROM payment"
+        " WHERE key >= :low AND key < :high AND provider_id = :name",
+        low=span.low,
+        high=span.high,
+        name=name,
+    )
+    return {row["order_id"] for row in (*attempts, *payments)}
+
+
+_TABLES: dict[ServiceName, tuple[str, ...]] = {
+    "order": ("shop_order", "payment_attempt", "repair_case"),
+    "inventory": ("reservation",),
+    "payment": ("payment", "refund", "provider_call"),
+    "account": ("balance_hold", "balance_credit"),
+    "points": ("points_hold", "points_booking"),
+    "ledger": ("transfer",),
+}
+# What hangs on a row in a table of its own.
+_PARTS = {"reservation": ("reservation_line", "line"), "transfer": ("transfer_leg", "leg")}
+# A card's token is nobody's business, and what was asked for is told by the columns beside it.
+_HIDDEN = "'card_token', 'request', 'request_hash', 'hash_version'"
+
+
+def _select(service: ServiceName, table: str) -> str:
+    where = (
+        "t.tenant = :tenant AND t.order_id = :order_id"
+        if service == "order"
+        else "t.key >= :low AND t.key < :high"
+    )
+    facts = f"to_jsonb(t) - ARRAY[{_HIDDEN}]"
+    if table in _PARTS:
+        part, number = _PARTS[table]
+        facts += (
+            f" || jsonb_build_object('parts', (SELECT jsonb_agg(to_jsonb(p) ORDER BY p.{number})"
+            f" FROM {part} AS p WHERE p.key = t.key))"
+        )
+    if table == "payment_attempt":
+        facts += " || jsonb_build_object('payment', t.payment - 'card_token')"
+    return f"SELECT '{table}' AS name, {facts} AS facts FROM {table} AS t WHERE {where}"

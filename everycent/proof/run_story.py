@@ -1,0 +1,376 @@
+"""What Temporal knows of a workflow: every run, its steps with their attempts, what is pending."""
+
+import dataclasses
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from temporalio.api.common.v1 import Payload
+from temporalio.api.enums.v1 import EventType, PendingActivityState, WorkflowTaskFailedCause
+from temporalio.api.failure.v1 import Failure
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.update.v1 import Request as UpdateRequest
+from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.service import RPCError, RPCStatusCode
+
+from everycent.proof.timeline import Event, Kind, RunView
+
+_RUN = "{run}"  # Stands for the run in a text, until every run has its number.
+_PATIENCE = timedelta(seconds=10)
+_E = EventType
+_BEGINNINGS = (
+    _E.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED,
+    _E.EVENT_TYPE_TIMER_STARTED,
+    _E.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED,
+)
+_STEP_ENDS = {
+    _E.EVENT_TYPE_ACTIVITY_TASK_COMPLETED: "",
+    _E.EVENT_TYPE_ACTIVITY_TASK_FAILED: "failed",
+    _E.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT: "timed out",
+    _E.EVENT_TYPE_ACTIVITY_TASK_CANCELED: "cancelled",
+}
+_RUN_ENDS = {
+    _E.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED: "ends",
+    _E.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED: "fails",
+    _E.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT: "times out",
+    _E.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED: "is cancelled",
+    _E.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW: "goes on in a new run",
+}
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """An activity that has not ended: it runs, waits for a worker, or for its next attempt."""
+
+    name: str
+    activity: str
+    attempt: int
+    since: datetime
+    is_running: bool
+    next_at: datetime | None
+    last_error: str
+
+
+@dataclass
+class RunStory:
+    """One run with all that happened in it."""
+
+    view: RunView
+    events: list[Event] = field(default_factory=list)
+    pending: list[PendingStep] = field(default_factory=list)
+    failing: str = ""  # Why its workflow task fails, over and over.
+    ended_how: str = ""  # Who ended it from outside, and why.
+    base_runs: set[str] = field(default_factory=set)  # Whose history it began with.
+    # When the step began that asked for something: by its key and the time that it gave.
+    causes: dict[tuple[str, datetime], datetime] = field(default_factory=dict)
+
+
+async def read_runs(client: Client, workflow_id: str, hints: Iterable[str] = ()) -> list[RunStory]:
+    """Return every run of a workflow, the oldest first; none if Temporal does not know the id.
+
+    The list that Temporal keeps shows a run late, so the newest is asked for by id, and those that
+    its history, or `hints`, name as well.
+    """
+    found: dict[str, WorkflowExecutionDescription] = {}
+    stories: list[RunStory] = []
+    wanted = ["", *hints, *await _listed(client, workflow_id)]  # "": the newest.
+    while wanted:
+        run_id = wanted.pop()
+        if run_id in found:
+            continue
+        told = await _describe(client, workflow_id, run_id)
+        if told is None or told.run_id in found:
+            continue
+        found[told.run_id] = told
+        story = await _Reading(client, told).story()
+        stories.append(story)
+        wanted += story.base_runs
+    stories.sort(key=lambda story: (story.view.started_at, story.view.run_id))
+    return [_numbered(story, number) for number, story in enumerate(stories, start=1)]
+
+
+def _numbered(story: RunStory, number: int) -> RunStory:
+    story.view = story.view.model_copy(update={"number": number})
+    story.events = [
+        event.model_copy(update={"run": number, "what": event.what.replace(_RUN, f"run {number}")})
+        for event in story.events
+    ]
+    return story
+
+
+async def _listed(client: Client, workflow_id: str) -> list[str]:
+    try:
+        runs = client.list_workflows(f'WorkflowId = "{workflow_id}"', rpc_timeout=_PATIENCE)
+        return [run.run_id async for run in runs]
+    except RPCError as error:
+        if error.status is RPCStatusCode.UNIMPLEMENTED:  # The time-skipping server keeps no list.
+            return []
+        raise
+
+
+async def _describe(
+    client: Client, workflow_id: str, run_id: str
+) -> WorkflowExecutionDescription | None:
+    handle = client.get_workflow_handle(workflow_id, run_id=run_id or None)
+    try:
+        return await handle.describe(rpc_timeout=_PATIENCE)
+    except RPCError as error:
+        if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+            return None  # Deleted, or a run id that never was one.
+        raise
+
+
+@dataclass
+class _Reading:
+    """Reads the history of one run, event by event."""
+
+    client: Client
+    told: WorkflowExecutionDescription
+    open: dict[int, tuple[HistoryEvent, int]] = field(default_factory=dict)  # Begun, not ended.
+    admitted: dict[str, UpdateRequest] = field(default_factory=dict)
+
+    async def story(self) -> RunStory:
+        told = self.told
+        status = told.status.name.lower() if told.status else "unknown"
+        view = RunView(
+            number=0,
+            run_id=told.run_id,
+            status=status,
+            started_at=told.start_time,
+            closed_at=told.close_time,
+        )
+        self.out = RunStory(view, pending=[p async for p in self._pending()])
+        task = told.raw_description.pending_workflow_task
+        if task.attempt > 1:
+            self.out.failing = f"its workflow task is at attempt {task.attempt}"
+        handle = self.client.get_workflow_handle(told.id, run_id=told.run_id)
+        async for event in handle.fetch_history_events(rpc_timeout=_PATIENCE):
+            await self._take(event)
+        for begun, _ in self.open.values():
+            await self._tell_open(begun)
+        return self.out
+
+    async def _pending(self) -> AsyncIterator[PendingStep]:
+        for each in self.told.raw_description.pending_activities:
+            failed = each.HasField("last_failure")
+            waits = each.HasField("next_attempt_schedule_time")
+            yield PendingStep(
+                name=each.activity_id,  # Replaced by the step's summary, if it has one.
+                activity=each.activity_type.name,
+                attempt=each.attempt,
+                since=_time(each.scheduled_time),
+                is_running=each.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED,
+                next_at=_time(each.next_attempt_schedule_time) if waits else None,
+                last_error=_text(each.last_failure) if failed else "",
+            )
+
+    async def _take(self, event: HistoryEvent) -> None:
+        kind = event.event_type
+        if kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED:
+            self._begin(event)
+        elif kind in _BEGINNINGS:
+            self.open[event.event_id] = (event, 1)
+        elif kind == _E.EVENT_TYPE_ACTIVITY_TASK_STARTED:
+            started = event.activity_task_started_event_attributes
+            begun, _ = self.open[started.scheduled_event_id]
+            self.open[started.scheduled_event_id] = (begun, started.attempt)
+        elif kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ADMITTED:
+            asked = event.workflow_execution_update_admitted_event_attributes.request
+            self.admitted[asked.meta.update_id] = asked
+        elif kind in _STEP_ENDS:
+            await self._end_step(event)
+        elif kind in (_E.EVENT_TYPE_TIMER_FIRED, _E.EVENT_TYPE_TIMER_CANCELED):
+            await self._end_timer(event)
+        elif kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_COMPLETED:
+            await self._end_update(event)
+        else:
+            self._take_rare(event)
+
+    def _begin(self, event: HistoryEvent) -> None:
+        facts = event.workflow_execution_started_event_attributes
+        by = facts.parent_workflow_execution.workflow_id
+        self._add(event, Kind.RUN, f"{_RUN} begins{f', started by {by}' if by else ''}")
+
+    async def _end_step(self, event: HistoryEvent) -> None:
+        ended = getattr(event, _attributes_of(event))
+        begun, attempt = self.open.pop(ended.scheduled_event_id)
+        word = _STEP_ENDS[event.event_type]
+        error = _text(ended.failure) if hasattr(ended, "failure") else ""
+        await self._add_step(begun, attempt, event, word, error)
+
+    async def _add_step(
+        self, begun: HistoryEvent, attempt: int, end: HistoryEvent | None, word: str, error: str
+    ) -> None:
+        facts = begun.activity_task_scheduled_event_attributes
+        name, request = await self._summary(begun), await self._decoded(facts.input.payloads)
+        activity = facts.activity_type.name
+        tries = f"{attempt} attempts" if end else f"attempt {attempt}"
+        parts = [
+            name or activity,
+            *([tries] if attempt > 1 else []),
+            *([word] if word else []),
+        ]
+        what = ", ".join(parts) + (f": {error}" if error else "")
+        caused_at = request.get("at") if isinstance(request, dict) else None
+        event = Event(
+            at=_time(begun.event_time),
+            kind=Kind.STEP,
+            source=activity.partition(".")[0],
+            what=what,
+            lasted_seconds=_between(begun, end) if end else None,
+            key=_key_of(activity, request),
+        )
+        self.out.events.append(event)
+        if caused_at:
+            self.out.causes[(event.key, datetime.fromisoformat(caused_at))] = event.at
+
+    async def _end_timer(self, event: HistoryEvent) -> None:
+        ended = getattr(event, _attributes_of(event))
+        begun, _ = self.open.pop(ended.started_event_id)
+        over = event.event_type == _E.EVENT_TYPE_TIMER_FIRED
+        name = await self._summary(begun) or "a timer"
+        what = f"waits: {name}{', which is over' if over else ''}"
+        self._add(begun, Kind.WAIT, what, end=event)
+
+    async def _end_update(self, event: HistoryEvent) -> None:
+        ended = event.workflow_execution_update_completed_event_attributes
+        begun = self._accepted(ended.meta.update_id)
+        self.open.pop(begun.event_id)
+        failed = _text(ended.outcome.failure) if ended.outcome.HasField("failure") else ""
+        what = await self._asked(begun) + (f", refused: {failed}" if failed else "")
+        self._add(begun, Kind.ACT, what, end=event)
+
+    def _accepted(self, update_id: str) -> HistoryEvent:
+        """Return where an update was accepted; not every server names that event's number."""
+        for begun, _ in self.open.values():
+            accepted = begun.workflow_execution_update_accepted_event_attributes
+            if accepted.protocol_instance_id == update_id:
+                return begun
+        raise AssertionError(f"update {update_id} is answered, and was never accepted")
+
+    async def _tell_open(self, begun: HistoryEvent) -> None:
+        """Tell what has begun and has no end; of a run that was ended from outside too."""
+        if begun.event_type == _E.EVENT_TYPE_TIMER_STARTED:
+            limit = begun.timer_started_event_attributes.start_to_fire_timeout.ToTimedelta()
+            name = await self._summary(begun) or "a timer"
+            self._add(begun, Kind.WAIT, f"waits: {name}, {limit.total_seconds():.0f} s at most")
+        elif begun.event_type == _E.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+            facts = begun.activity_task_scheduled_event_attributes
+            pending = next((p for p in self.out.pending if p.name == facts.activity_id), None)
+            name = await self._summary(begun) or facts.activity_type.name
+            if pending is not None:
+                self.out.pending.remove(pending)
+                self.out.pending.append(_renamed(pending, name))
+            await self._add_step(
+                begun, pending.attempt if pending else 1, None, "not ended", _error_of(pending)
+            )
+        else:
+            self._add(begun, Kind.ACT, f"{await self._asked(begun)}; not answered")
+
+    async def _asked(self, begun: HistoryEvent) -> str:
+        """Say what an update asked for, and who, if it says so."""
+        accepted = begun.workflow_execution_update_accepted_event_attributes
+        # A reset asks a run's updates again, and writes what they ask for apart.
+        request = self.admitted.get(accepted.protocol_instance_id, accepted.accepted_request)
+        given = await self._decoded(request.input.args.payloads)
+        name = request.input.name
+        facts = given if isinstance(given, dict) else {}
+        told = [str(facts[word]) for word in ("action", "case_key", "reason") if facts.get(word)]
+        if name == "pay":
+            payment = facts.get("payment", {})
+            told = [f"{payment.get('request_id')} by {payment.get('method')}"]
+        by = f" by {facts['by']}" if facts.get("by") else ""
+        return f"asked{by}: {name}" + (f" ({', '.join(told)})" if told else "")
+
+    def _take_rare(self, event: HistoryEvent) -> None:
+        kind = event.event_type
+        if kind in _RUN_ENDS:
+            facts = getattr(event, _attributes_of(event))
+            error = _text(facts.failure) if hasattr(facts, "failure") else ""
+            self._add(event, Kind.RUN, f"{_RUN} {_RUN_ENDS[kind]}{error and f': {error}'}")
+        elif kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
+            ended = event.workflow_execution_terminated_event_attributes
+            self.out.ended_how = f"terminated by {ended.identity}: {ended.reason or 'no reason'}"
+            self._add(event, Kind.ACT, f"{_RUN} is {self.out.ended_how}")
+        elif kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
+            asked = event.workflow_execution_cancel_requested_event_attributes
+            self._add(event, Kind.ACT, f"a cancellation is asked for by {asked.identity}")
+        elif kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
+            sent = event.workflow_execution_signaled_event_attributes
+            self._add(event, Kind.ACT, f"signal {sent.signal_name} by {sent.identity}")
+        elif kind == _E.EVENT_TYPE_WORKFLOW_TASK_FAILED:
+            self._take_failed_task(event)
+
+    def _take_failed_task(self, event: HistoryEvent) -> None:
+        failed = event.workflow_task_failed_event_attributes
+        if failed.cause == WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW:
+            self.out.base_runs.add(failed.base_run_id)
+            self.out.events = self.out.events[1:]  # This run begins here.
+            self._add(event, Kind.ACT, f"reset to here as {_RUN} by {failed.identity}")
+        else:
+            error = _text(failed.failure)
+            self.out.failing = self.out.failing and f"{self.out.failing}: {error}"
+            self._add(event, Kind.RUN, f"the workflow's own code fails: {error}")
+
+    def _add(
+        self, event: HistoryEvent, kind: Kind, what: str, end: HistoryEvent | None = None
+    ) -> None:
+        self.out.events.append(
+            Event(
+                at=_time(event.event_time),
+                kind=kind,
+                source="temporal",
+                what=what,
+                lasted_seconds=_between(event, end) if end else None,
+            )
+        )
+
+    async def _summary(self, event: HistoryEvent) -> str:
+        if not event.user_metadata.HasField("summary"):
+            return ""
+        return str(await self._decoded([event.user_metadata.summary]))
+
+    async def _decoded(self, payloads: Sequence[Payload]) -> Any:
+        values = await self.client.data_converter.decode(list(payloads)[:1]) if payloads else [None]
+        return values[0]
+
+
+def _renamed(pending: PendingStep, name: str) -> PendingStep:
+    return dataclasses.replace(pending, name=name)
+
+
+def _error_of(pending: PendingStep | None) -> str:
+    return pending.last_error if pending else ""
+
+
+def _attributes_of(event: HistoryEvent) -> str:
+    return event.WhichOneof("attributes") or ""
+
+
+def _key_of(activity: str, request: Any) -> str:
+    """Return the key of a step; one of the order's own row has the name of what it does to it."""
+    if not isinstance(request, dict):
+        return ""
+    if key := request.get("key") or request.get("case_key"):
+        return str(key)
+    order = request.get("order") or request
+    verb = activity.partition(".")[2].partition("_")[0]
+    return f"{order.get('tenant')}/{order.get('order_id')}/{verb}"
+
+
+def _time(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def _between(begun: HistoryEvent, end: HistoryEvent) -> float:
+    return (_time(end.event_time) - _time(begun.event_time)).total_seconds()
+
+
+def _text(failure: Failure) -> str:
+    """Say a failure in one line: the class and text of what went wrong first."""
+    while failure.HasField("cause"):
+        failure = failure.cause
+    kind = failure.application_failure_info.type
+    return " ".join(f"{kind}: {failure.message}".removeprefix(": ").split())

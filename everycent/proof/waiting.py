@@ -1,0 +1,194 @@
+"""Why an order waits, and what to type next: worked out of what the timeline has found."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from everycent.database.story_rows import StoryRow
+from everycent.proof.run_story import PendingStep, RunStory
+from everycent.proof.timeline import duration
+
+_FINAL = ("COMMITTED", "ABORTED")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What there is to judge by: the order's rows, its runs, and who could not be asked."""
+
+    tenant: str
+    order_id: str
+    workflow_id: str
+    now: datetime
+    rows: Sequence[StoryRow]
+    runs: Sequence[RunStory]
+    silent: frozenset[str]
+    broken: bool = False
+
+    @property
+    def order(self) -> StoryRow | None:
+        """The order's own row."""
+        return next((row for row in self.rows if row.table == "shop_order"), None)
+
+    @property
+    def open_cases(self) -> list[StoryRow]:
+        """The repair cases that nobody has settled."""
+        return [r for r in self.rows if r.table == "repair_case" and r.facts["state"] == "OPEN"]
+
+    @property
+    def newest(self) -> RunStory | None:
+        """The newest run."""
+        return self.runs[-1] if self.runs else None
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether a run lives."""
+        return any(run.view.status == "running" for run in self.runs)
+
+    def command(self, *words: str) -> str:
+        """Return a command about this order, with the shop if it is not the usual one."""
+        shop = () if self.tenant == "default" else ("--tenant", self.tenant)
+        return shlex.join(("everycent", *words, *shop))
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why it waits, in a sentence, and the commands that help, the first one first."""
+
+    why: str
+    commands: tuple[str, ...] = ()
+
+
+def why_it_waits(at: Situation) -> Waiting:
+    """Say why the order is not further than it is."""
+    if at.order is None and not at.runs:
+        return _never_came(at)
+    if at.order is None:
+        return _without_row(at)
+    if at.order.facts["decision"] in _FINAL:
+        return _final(at)
+    if at.open_cases:
+        return _parked(at)
+    if "temporal" in at.silent:
+        return Waiting("Temporal does not answer, so nobody drives the order", (_CHECK,))
+    if not at.is_driven:
+        return _without_driver(at)
+    return _under_way(at)
+
+
+_CHECK = "everycent check"
+
+
+def _never_came(at: Situation) -> Waiting:
+    if at.rows:
+        return Waiting(
+            "rows bear its name, and no order does: nobody owns them", ("everycent audit",)
+        )
+    if at.silent:
+        asked = ", ".join(sorted(at.silent))
+        return Waiting(f"nothing was found, and {asked} could not be asked", (_CHECK,))
+    return Waiting("no such order has ever come", (at.command("order", "list"),))
+
+
+def _without_row(at: Situation) -> Waiting:
+    if "order" in at.silent:
+        return Waiting("the order database does not answer", ("everycent check --only order",))
+    if at.is_driven:
+        return Waiting(
+            "its run has not written the order down yet", (_pending_helps(at) or _CHECK,)
+        )
+    return Waiting(
+        "its run ended before the order was written down", ("everycent order place FILE",)
+    )
+
+
+def _final(at: Situation) -> Waiting:
+    assert at.order is not None
+    facts = at.order.facts
+    if at.broken:
+        how = f"it is {facts['status']}, and what is named above is wrong"
+        return Waiting(how, ("everycent audit",))
+    told = f": {facts['reason']}" if facts["reason"] else ""
+    return Waiting(f"for nothing: it is {facts['status']}{told}")
+
+
+def _parked(at: Situation) -> Waiting:
+    case = at.open_cases[0]
+    facts = case.facts
+    key = shlex.quote(case.key)
+    others = f" (and {len(at.open_cases) - 1} more cases)" if len(at.open_cases) > 1 else ""
+    why = (
+        f"`{facts['step']}` is parked since {facts['opened_at'][:19]}{others}, after"
+        f" {facts['attempts']} failures: {facts['error_class']}: {facts['error']}"
+    )
+    helps = {
+        "retry": f"everycent case retry {key}",
+        "resolve": f"everycent case resolve {key} --reason WHY",
+    }
+    return Waiting(why, tuple(helps[word] for word in facts["proposals"] if word in helps))
+
+
+def _without_driver(at: Situation) -> Waiting:
+    assert at.order is not None
+    decision = at.order.facts["decision"].lower()
+    if at.newest is None:
+        how = "Temporal does not know its workflow (deleted, or another namespace)"
+    else:
+        how = f"its run was {at.newest.ended_how or at.newest.view.status}"
+    return Waiting(f"nobody drives it: {how}; the order is {decision}", _TAKE_UP)
+
+
+_TAKE_UP = ("everycent order place FILE",)
+
+
+def _under_way(at: Situation) -> Waiting:
+    assert at.order is not None
+    live = next(run for run in reversed(at.runs) if run.view.status == "running")
+    if live.failing:
+        command = shlex.join(("temporal", "workflow", "show", "--workflow-id", at.workflow_id))
+        return Waiting(f"its run cannot go on: {live.failing}", (command,))
+    ends = at.order.time("window_ends_at")
+    assert ends is not None
+    left = (ends - at.now).total_seconds()
+    if at.order.facts["waits_for"] == "payment" and left > 0:
+        return _unpaid(at, left)
+    for step in live.pending:
+        return _pending(at, step)
+    return Waiting("it is on its way", (at.command("explain", at.order_id),))
+
+
+def _unpaid(at: Situation, left: float) -> Waiting:
+    why = f"the customer has not paid; the window is open for another {duration(left)}"
+    urls = [
+        answer["url"]
+        for row in at.rows
+        if row.table == "payment" and row.facts["state"] == "TRIED"
+        and (answer := row.facts["try_answer"]) and answer.get("url")
+    ]  # fmt: skip
+    page = tuple(f"curl -X POST {shlex.quote(url)}" for url in urls[-1:])
+    pay = at.command("order", "pay", at.order_id, "--card", "TOKEN")
+    return Waiting(why, (*page, pay, at.command("order", "cancel", at.order_id)))
+
+
+def _pending(at: Situation, step: PendingStep) -> Waiting:
+    service = step.activity.partition(".")[0]
+    check = f"everycent check --only {service}"
+    since = duration((at.now - step.since).total_seconds())
+    if step.last_error:
+        again = (
+            f", again in {duration(max((step.next_at - at.now).total_seconds(), 0))}"
+            if step.next_at
+            else ", it is tried again now"
+        )
+        why = f"`{step.name}` fails for {since}, attempt {step.attempt}{again}"
+        return Waiting(f"{why}: {step.last_error}", (check,))
+    if step.is_running:
+        return Waiting(f"`{step.name}` runs for {since}", (check,))
+    return Waiting(f"`{step.name}` waits for a worker for {since}", (check,))
+
+
+def _pending_helps(at: Situation) -> str:
+    for run in at.runs:
+        for step in run.pending:
+            return f"everycent check --only {step.activity.partition('.')[0]}"
+    return ""
