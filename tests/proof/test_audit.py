@@ -4,11 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from everycent import clock
-from everycent.database import points
 from everycent.database.audit_reads import CHECKS
-from everycent.database.engine import Database
-from everycent.domain.points import GrantPoints
 from everycent.proof.audit import OWNER, audit
 from everycent.proof.drivers import TemporalDrivers
 from everycent.proof.invariants import PROVIDER, RULES
@@ -53,20 +49,6 @@ async def test_a_shop_with_orders_of_every_kind_is_clean_and_adds_up(
     assert (totals.points_earned, totals.points_taken_back) == (29 + 27 + 28, 28)
     assert next(iter(report.snapshots)) == "order"
     assert report.snapshots["order"] == min(report.snapshots.values())
-
-
-async def test_points_of_a_step_with_a_request_of_its_own_are_counted(
-    shop: Shop, databases: dict[ServiceName, Database], settings: Settings
-) -> None:
-    """Red when: the audit takes the last part of a key for its step."""
-    await shop.receive(5)
-    await shop.sell(shop.order())
-    now = clock.now()
-    key = f"{shop.tenant}/o-1/earn/again"
-    again = GrantPoints(key=key, at=now, opened_on=now.date(), customer="c-1", points=7)
-    async with databases["points"].transaction() as tx:
-        await points.grant_points(tx, [again])
-    assert (await look(shop, settings)).totals.points_earned == 29 + 7
 
 
 async def test_a_shop_without_rows_is_empty_which_is_not_a_pass(
