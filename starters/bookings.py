@@ -79,7 +79,14 @@ class Bookings:
         )
 
     async def settle_case(
-        self, tenant: str, order_id: str, case_key: str, *, by: str, reason: str
+        self,
+        tenant: str,
+        order_id: str,
+        case_key: str,
+        *,
+        by: str,
+        reason: str,
+        by_hand: bool = True,
     ) -> CaseSettled:
         """Take a parked step as done by hand, when no run of its order lives that could be told."""
         request = SettleCase(
@@ -89,7 +96,7 @@ class Bookings:
             case_key=case_key,
             by=by,
             reason=reason,
-            by_hand=True,
+            by_hand=by_hand,
         )
         return await self._run(
             OrderActivities.settle_case,

@@ -15,8 +15,6 @@ from temporalio.client import (
     WorkflowUpdateFailedError,
 )
 from temporalio.common import (
-    SearchAttributePair,
-    TypedSearchAttributes,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
@@ -203,7 +201,7 @@ class Checkouts:
             task_queue=self._queue,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            search_attributes=_attributes(order),
+            search_attributes=attributes.of_order(order),
             memo=self._memo,
             static_summary=summary(order),
         )
@@ -230,7 +228,7 @@ class Checkouts:
             task_queue=self._queue,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            search_attributes=_attributes(order),
+            search_attributes=attributes.of_order(order),
             memo=self._memo,
             static_summary=summary(order),
         )
@@ -271,20 +269,6 @@ def _placement(view: OrderView) -> Placement:
 def _differs(view: OrderView, order: PlaceOrder) -> OrderDiffersError:
     stored = view.request.model_dump(mode="json")
     return OrderDiffersError(order.order_id, differing_fields(stored, order))
-
-
-def _attributes(order: PlaceOrder) -> TypedSearchAttributes:
-    skus = attributes.skus_that_fit([line.sku for line in order.lines])
-    return TypedSearchAttributes(
-        [
-            SearchAttributePair(attributes.TENANT, order.tenant),
-            SearchAttributePair(attributes.ORDER, order.order_id),
-            SearchAttributePair(attributes.CUSTOMER, order.customer),
-            SearchAttributePair(attributes.STATUS, OrderStatus.PENDING.value),
-            SearchAttributePair(attributes.AMOUNT_MINOR, order.total_minor),
-            SearchAttributePair(attributes.SKUS, skus),
-        ]
-    )
 
 
 async def _told(answer: Awaitable[T], order_id: str) -> T:

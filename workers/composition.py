@@ -1,6 +1,7 @@
 """The only place where the parts are wired together: pools, gateways, activities and workers."""
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,13 +22,16 @@ from activities.ledger import LedgerActivities
 from activities.order import OrderActivities
 from activities.payment import PaymentActivities
 from activities.points import PointsActivities
+from activities.sweep import HoldSweepActivities, OrderSweepActivities, RunSweepActivities
 from everycent import clock
 from everycent.database.engine import Database, assert_no_transaction
+from everycent.domain.sweep_questions import HOLD_SERVICES
 from everycent.errors import InvalidRequest
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.settings import SERVICES, ServiceName, Settings
-from workers.queues import TOGETHER, WORKFLOWS, finishes, tries
+from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, sweeps, tries
 from workflows.catalog import FLOWS
+from workflows.sweep_orders import SweepOrders
 
 WorkerName = Literal["workflows", "together"] | ServiceName
 WORKERS: tuple[WorkerName, ...] = ("workflows", *SERVICES, "together")
@@ -49,11 +53,11 @@ async def workers_of(
 ) -> AsyncIterator[list[Worker]]:
     """Build the workers of one process and close their pools behind them."""
     if name == "workflows":
-        yield [workflow_worker(client)]
+        yield [workflow_worker(client), sweeper_worker(client)]
         return
     if name == "together":
-        async with everything(client, settings) as worker:
-            yield [worker]
+        async with everything(client, settings) as worker, _eyes(SERVICES, settings) as eyes:
+            yield [worker, sweeper_worker(client), *(activity_worker(client, eye) for eye in eyes)]
         return
     async with lanes_of(name, settings) as lanes:
         yield [activity_worker(client, lane) for lane in lanes]
@@ -74,6 +78,7 @@ async def lanes_of(
             noun = await stack.enter_async_context(_noun(service, database, settings, now))
             # A slot without a connection would wait in the pool and burn its start-to-close time.
             lanes.append(Lane(queue, activities_of(noun), slots=settings.pool.size))
+        lanes += await stack.enter_async_context(_eyes((service,), settings))
         yield lanes
 
 
@@ -92,6 +97,30 @@ async def everything(client: Client, settings: Settings) -> AsyncIterator[Worker
         yield workflow_worker(
             client, queue=TOGETHER, activities=activities, slots=settings.pool.size
         )
+
+
+@contextlib.asynccontextmanager
+async def _eyes(services: Sequence[ServiceName], settings: Settings) -> AsyncIterator[list[Lane]]:
+    """Give the sweeper a lane to read each service by, with one connection."""
+    one = settings.model_copy(update={"pool": settings.pool.model_copy(update={"size": 1})})
+    async with contextlib.AsyncExitStack() as stack:
+        lanes = []
+        for service in services:
+            if reads := sweep_reads_of(service):
+                queue = sweeps(service)
+                database = await stack.enter_async_context(_database(service, one, queue))
+                lanes.append(Lane(queue, activities_of(reads(database)), slots=1))
+        yield lanes
+
+
+def sweep_reads_of(service: ServiceName) -> Callable[[Database], object] | None:
+    """Return what makes the sweeper's eyes in a service, None where nothing is ever held."""
+    if service == "order":
+        return OrderSweepActivities
+    for each in HOLD_SERVICES:
+        if each == service:
+            return functools.partial(HoldSweepActivities, service=each)
+    return None
 
 
 def activities_of(noun: object) -> list[Any]:
@@ -124,6 +153,19 @@ def workflow_worker(
         max_concurrent_activities=slots,
         max_concurrent_local_activities=slots,
         workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
+        graceful_shutdown_timeout=GRACE,
+    )
+
+
+def sweeper_worker(client: Client, *, runner: WorkflowRunner | None = None) -> Worker:
+    """Build the worker of the sweeper: one pass at a time, and Temporal is asked from here."""
+    return Worker(
+        client,
+        task_queue=SWEEPER,
+        workflows=[SweepOrders],
+        activities=activities_of(RunSweepActivities()),
+        workflow_runner=runner or UnsandboxedWorkflowRunner(),
+        max_concurrent_activities=2,
         graceful_shutdown_timeout=GRACE,
     )
 

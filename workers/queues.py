@@ -7,6 +7,7 @@ of their own.
 from typing import Final
 
 WORKFLOWS: Final = "everycent-workflows"
+SWEEPER: Final = "everycent-sweeper"
 
 # The queue of workers that host the flows and every service: what is started there runs its
 # database steps where the run itself is.
@@ -21,3 +22,8 @@ def tries(service: str) -> str:
 def finishes(service: str) -> str:
     """Return the queue of a service's Confirm and Cancel steps."""
     return f"everycent-{service}-finish"
+
+
+def sweeps(service: str) -> str:
+    """Return the queue by which the sweeper reads a service: a long look keeps no step waiting."""
+    return f"everycent-{service}-sweep"

@@ -28,9 +28,8 @@ from everycent.proof.timeline import Event, Timeline
 from everycent.proof.waiting import Situation, why_it_waits
 from everycent.settings import SERVICES, Settings
 from starters.client import connect
-from workflows.catalog import FLOWS
+from workflows.catalog import FLOW_NAMES
 
-_FLOWS = {str(getattr(flow, "__temporal_workflow_definition").name) for flow in FLOWS}
 T = TypeVar("T")
 _PATIENCE_SECONDS = 20.0
 _SILENCE = (EverycentError, RPCError, OSError, httpx.HTTPError)
@@ -65,7 +64,7 @@ async def find(settings: Settings, tenant: str, name: str) -> tuple[str, str]:
     """
     parts = name.split("/")
     if len(parts) > 1:  # `checkout/<tenant>/<order>` or `<tenant>/<order>/<step>`.
-        is_workflow = parts[0] in _FLOWS and len(parts) == 3
+        is_workflow = parts[0] in FLOW_NAMES and len(parts) == 3
         return (parts[1], parts[2]) if is_workflow else (parts[0], parts[1])
     async with reading(settings) as reader:
         with contextlib.suppress(*_SILENCE):

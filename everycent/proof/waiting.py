@@ -77,13 +77,12 @@ def why_it_waits(at: Situation) -> Waiting:
 
 
 _CHECK = "everycent check"
+_LOOK = "everycent sweeper --dry-run"
 
 
 def _never_came(at: Situation) -> Waiting:
     if at.rows:
-        return Waiting(
-            "rows bear its name, and no order does: nobody owns them", ("everycent audit",)
-        )
+        return Waiting("rows bear its name, and no order does: nobody owns them", (_LOOK,))
     if at.silent:
         asked = ", ".join(sorted(at.silent))
         return Waiting(f"nothing was found, and {asked} could not be asked", (_CHECK,))
@@ -138,7 +137,7 @@ def _without_driver(at: Situation) -> Waiting:
     return Waiting(f"nobody drives it: {how}; the order is {decision}", _TAKE_UP)
 
 
-_TAKE_UP = ("everycent order place FILE",)
+_TAKE_UP = ("everycent sweeper --once", "everycent order place FILE")
 
 
 def _under_way(at: Situation) -> Waiting:

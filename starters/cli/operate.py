@@ -144,7 +144,15 @@ async def _work(name: str, data_dir: Path) -> None:
     from workers.run import run_worker
 
     known = worker_name(name)
-    await run_worker(known, load(data_dir, known))
+    settings = load(data_dir, known)
+    if known in ("workflows", "together"):
+        from everycent.domain.sweep import Sweep
+        from starters.client import connect
+        from starters.schedules import install_sweeper
+
+        sweep = Sweep(together=known == "together")
+        await install_sweeper(await connect(settings), sweep, keep=True)
+    await run_worker(known, settings)
 
 
 async def _check(only: str | None, data_dir: Path) -> "tuple[Finding, ...]":

@@ -104,6 +104,7 @@ async def test_an_open_order_without_a_run_says_so_and_what_helps(
         settings, shop.tenant, "o-1", flow="gone", client=shop.client, provider=shop.provider
     )
     assert told.why.startswith("nobody drives it: Temporal does not know its workflow")
+    assert told.next_commands[0] == "everycent sweeper --once"
     await shop.checkouts.cancel(shop.tenant, "o-1", CancelOrder())
 
 

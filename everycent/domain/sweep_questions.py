@@ -1,0 +1,86 @@
+"""What the sweeper asks the services, page by page; each question carries its time."""
+
+from typing import Literal
+
+from pydantic import AwareDatetime
+
+from everycent.domain.message import Message
+from everycent.domain.sweep import Hold, Standing
+
+PAGE = 5000  # Rows looked at per question: its keys stay far below what Temporal carries.
+
+
+class Unfinished(Message):
+    """Ask for unfinished orders that have not moved since `before`, the longest still first."""
+
+    tenant: str | None
+    before: AwareDatetime
+    after: tuple[AwareDatetime, str] | None = None  # (moved_at, xid) of the last one.
+    limit: int = 200
+
+
+class StandingsOf(Message):
+    """Ask how these orders stand; `with_request` for what an unfinished one was asked for."""
+
+    xids: tuple[str, ...]
+    with_request: bool = False
+
+
+class Rows(Message):
+    """Ask for rows in the order of their keys, behind `after`."""
+
+    tenant: str | None
+    after: str = ""
+    limit: int = PAGE
+
+
+class HoldsOf(Message):
+    """Ask for the holds of these keys once more."""
+
+    keys: tuple[str, ...]
+
+
+class Running(Message):
+    """Ask Temporal for the orders' runs that have lived since `before`."""
+
+    tenant: str | None
+    before: AwareDatetime
+    limit: int = 1000
+
+
+class UnfinishedPage(Message):
+    """Some unfinished orders, and where the next page begins."""
+
+    standings: tuple[Standing, ...]
+    next: tuple[AwareDatetime, str] | None = None
+
+
+class HoldPage(Message):
+    """The open holds, and the money kept, among the rows looked at."""
+
+    holds: tuple[Hold, ...]
+    looked_at: int
+    next: str | None = None
+
+
+class KeyPage(Message):
+    """Keys, and where the next page begins."""
+
+    keys: tuple[str, ...]
+    next: str | None = None
+
+
+class KeyStates(Message):
+    """Keys with the state of their row, `absent` for none."""
+
+    states: tuple[tuple[str, str], ...]
+
+
+class WorkflowIds(Message):
+    """Ask Temporal how these workflows stand, each by its id."""
+
+    workflow_ids: tuple[str, ...]
+
+
+HoldService = Literal["inventory", "payment", "account", "points"]
+HOLD_SERVICES: tuple[HoldService, ...] = ("inventory", "payment", "account", "points")

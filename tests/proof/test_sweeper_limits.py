@@ -1,0 +1,207 @@
+"""The sweeper: holds and money without an owner, and when it stops itself."""
+
+import asyncio
+import contextlib
+import dataclasses
+from datetime import UTC, datetime
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
+from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
+
+from activities.payment import PaymentActivities
+from everycent.database.engine import Database, assert_no_transaction
+from everycent.domain.order import CancelOrder, RedirectPayment
+from everycent.domain.payment import AuthorisePayment, CapturePayment
+from everycent.domain.sweep import Act
+from everycent.gateways.payment_provider import HttpPaymentProvider
+from everycent.proof.drivers import TemporalDrivers
+from everycent.settings import ServiceName, Settings
+from everycent.simulator.desk import Options
+from starters.client import DATA_CONVERTER
+from tests.proof.conftest import Vandal
+from tests.proof.sweeper_site import (
+    acts,
+    audit_of,
+    fill,
+    hold_without_order,
+    is_gone,
+    sweep,
+    sweeper,
+    sweeping,
+    temporal,
+    terminate,
+)
+from tests.workflows.conftest import Shop
+
+__all__ = ["sweeper", "temporal"]
+pytestmark = pytest.mark.timeout(180)
+
+
+# -- holds and money without an owner
+
+
+@pytest.mark.requirement("I8", "AC1.6")
+async def test_a_hold_without_an_order_is_given_back_and_noted(
+    shop: Shop, settings: Settings
+) -> None:
+    """Red when: only orders are looked for, and units stay held for nobody."""
+    await fill(shop)
+    await hold_without_order(shop)
+    assert (await sweep(shop, hold_grace_seconds=600)).findings == ()
+    report = await sweep(shop)
+    assert acts(report) == {(f"{shop.tenant}/ghost/reserve", Act.CANCEL)}
+    assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
+    [case] = await shop.cases()
+    assert (case["state"], case["resolved_by"]) == ("RESOLVED", "everycent sweeper")
+    assert "reservation was cancelled by sweeper/" in case["resolution"]
+    assert "before: reservation TRIED, no order row, no run" in case["resolution"]
+    assert (await sweep(shop)).findings == ()
+
+
+@pytest.mark.requirement("I8", "AC1.7")
+async def test_money_without_an_order_becomes_a_case_once(shop: Shop) -> None:
+    """Red when: a capture that no order explains is not found, or is counted again by each pass."""
+    gateway = HttpPaymentProvider(
+        shop.provider, api_key=Options().api_key, guard=assert_no_transaction
+    )
+    payments = PaymentActivities(shop.databases["payment"], gateway)
+    now = datetime.now(UTC)
+    base = {"key": f"{shop.tenant}/ghost/pay/first", "at": now, "opened_on": now.date()}
+    environment = ActivityEnvironment()
+    await environment.run(
+        payments.authorise,
+        AuthorisePayment(
+            amount_minor=500, currency="EUR", method="card", card_token="tok_ok", **base
+        ),
+    )
+    await environment.run(payments.capture, CapturePayment(**base))
+    for passes in range(2):
+        report = await sweep(shop)
+        [finding] = report.findings
+        assert (finding.kind, finding.act) == (
+            "capture without an order", Act.NONE if passes else Act.CASE,
+        )  # fmt: skip
+        assert report.left == (finding,)
+    [case] = await shop.cases()
+    assert (case["state"], case["attempts"], case["proposals"]) == ("OPEN", 1, ["resolve"])
+
+
+@pytest.mark.requirement("AC1.6", "I8")
+async def test_a_paid_order_that_was_not_deducted_is_deducted(
+    busy_shop: Shop, settings: Settings, vandal: Vandal
+) -> None:
+    """Red when: closed orders are not looked at: what direct SQL has undone stays undone."""
+    key = f"{busy_shop.tenant}/card/reserve"
+    async with vandal.breaks(
+        "inventory",
+        "UPDATE reservation SET state = 'TRIED', end_answer = NULL, ended_at = NULL"
+        " WHERE key = '{t}/card/reserve'",
+        "UPDATE stock SET held = held + 2, sold = sold - 2 WHERE tenant = '{t}'",
+    ):
+        assert len(await audit_of(busy_shop, settings)) == 2
+        report = await sweep(busy_shop)
+        assert acts(report) == {(key, Act.CONFIRM)}
+        assert await audit_of(busy_shop, settings) == []
+        assert acts(await sweep(busy_shop)) == set()
+        [case] = await busy_shop.cases()
+        assert case["error"] == "reservation TRIED, order CONFIRMED"
+
+
+@pytest.mark.requirement("AC1.6", "AC1.7")
+async def test_a_paid_order_whose_stock_is_gone_becomes_a_case(
+    busy_shop: Shop, vandal: Vandal
+) -> None:
+    """Red when: a reservation that is neither open nor sold is no finding."""
+    async with vandal.breaks(
+        "inventory",
+        "UPDATE reservation SET state = 'CANCELLED' WHERE key = '{t}/card-balance/reserve'",
+        "DELETE FROM reservation WHERE key = '{t}/free/reserve'",
+    ):
+        found = {f.key: (f.kind, f.before) for f in (await sweep(busy_shop)).acts}
+        assert found == {
+            f"{busy_shop.tenant}/{name}/reserve": (
+                "paid, not deducted", f"reservation {state}, order CONFIRMED",
+            )
+            for name, state in (("card-balance", "CANCELLED"), ("free", "absent"))
+        }  # fmt: skip
+
+
+# -- the breaker
+
+
+@pytest.mark.requirement("I22")
+async def test_a_pass_that_would_repair_too_much_stops_and_repairs_nothing(shop: Shop) -> None:
+    """Red when: the limit is not looked at before the first repair."""
+    await fill(shop)
+    orders = [shop.order(f"o-{n}", payment=RedirectPayment()) for n in range(3)]
+    for order in orders:
+        await shop.checkouts.place(order)
+        await terminate(shop.client, order)
+    report = await sweep(shop, limit=2)
+    assert report.stopped.startswith("there is more to repair than the limit of 2: is this")
+    assert await shop.cases() == []
+    assert not await TemporalDrivers(shop.client).living([o.workflow_id() for o in orders])
+    assert len(acts(await sweep(shop, limit=3))) == 3
+    for order in orders:
+        await shop.checkouts.cancel(shop.tenant, order.order_id, CancelOrder())
+
+
+@pytest.mark.requirement("I22")
+async def test_a_pass_in_the_wrong_namespace_stops(
+    shop: Shop, temporal: WorkflowEnvironment, databases: dict[ServiceName, Database]
+) -> None:
+    """Red when: orders whose runs are elsewhere are taken for lost: a second run would begin."""
+    await fill(shop)
+    orders = [shop.order(f"o-{n}", payment=RedirectPayment()) for n in range(10)]
+    await asyncio.gather(*(shop.checkouts.place(order) for order in orders))
+    elsewhere = await _another_namespace(temporal)
+    stranger = dataclasses.replace(shop, client=elsewhere)
+    async with sweeping(elsewhere, databases):
+        report = await sweep(stranger)
+    assert report.stopped.startswith("Temporal knows none of 10 unfinished orders")
+    assert await shop.cases() == []
+    assert len(await TemporalDrivers(shop.client).living([o.workflow_id() for o in orders])) == 10
+    assert (await sweep(shop)).findings == ()
+    for order in orders:
+        await shop.checkouts.cancel(shop.tenant, order.order_id, CancelOrder())
+
+
+async def _another_namespace(temporal: WorkflowEnvironment) -> Client:
+    address = temporal.client.service_client.config.target_host
+    await temporal.client.workflow_service.register_namespace(
+        RegisterNamespaceRequest(
+            namespace="elsewhere", workflow_execution_retention_period=Duration(seconds=86_400)
+        )
+    )
+    client = await Client.connect(
+        address, namespace="elsewhere", data_converter=DATA_CONVERTER, lazy=False
+    )
+    async with asyncio.timeout(30):
+        while True:  # A new namespace is known everywhere a moment later.
+            with contextlib.suppress(RPCError):
+                await client.count_workflows()
+                return client
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.requirement("AC1.7", "T20")
+async def test_an_order_that_is_lost_again_and_again_is_left_to_a_person(shop: Shop) -> None:
+    """Red when: every pass takes the order up again for ever, and nobody is told."""
+    await fill(shop)
+    order = shop.order(payment=RedirectPayment())
+    await shop.checkouts.place(order)
+    wanted = [Act.TAKE_UP, Act.TAKE_UP, Act.CASE, Act.NONE]
+    for act in wanted:
+        if not await is_gone(shop.client, order):
+            with contextlib.suppress(RPCError):
+                await terminate(shop.client, order)
+        [finding] = (await sweep(shop, max_failures=2)).findings
+        assert finding.act is act
+    [case] = await shop.cases()
+    assert (case["state"], case["attempts"], case["proposals"]) == ("OPEN", 3, ["retry", "resolve"])
+    assert (await shop.checkouts.take_up(shop.tenant, "o-1")).waits_for == "payment"
+    await shop.checkouts.cancel(shop.tenant, "o-1", CancelOrder())

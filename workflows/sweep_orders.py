@@ -1,0 +1,280 @@
+"""The sweeper: find what has no owner between Temporal and the databases, and see it owned again.
+
+An unfinished order gets a new run under the same keys, which finds what was done, decides in the
+order's row and then goes on or undoes. A hold of a closed order is confirmed or cancelled, as its
+row says. Whatever is done is written down first, as a case, and closed with what came of it; what
+cannot be repaired stays open for a person.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError
+from temporalio.workflow import ParentClosePolicy
+
+with workflow.unsafe.imports_passed_through():
+    from activities.account import AccountActivities
+    from activities.inventory import InventoryActivities
+    from activities.order import OrderActivities
+    from activities.payment import PaymentActivities
+    from activities.points import PointsActivities
+    from activities.sweep import HoldSweepActivities, OrderSweepActivities, RunSweepActivities
+    from everycent.domain.account import DebitBalance, UnfreezeBalance
+    from everycent.domain.inventory import CommitStock, ReleaseStock
+    from everycent.domain.order import ParkStep, SettleCase
+    from everycent.domain.outcome import Refusal
+    from everycent.domain.payment import CapturePayment, PaidAnyway, VoidPayment
+    from everycent.domain.points import RedeemPoints, UnfreezePoints
+    from everycent.domain.sweep import (
+        Act,
+        Finding,
+        Hold,
+        RunState,
+        Standing,
+        Sweep,
+        SweepReport,
+    )
+    from everycent.domain.sweep_questions import (
+        HoldPage,
+        HoldService,
+        HoldsOf,
+        KeyPage,
+        KeyStates,
+        Rows,
+        Running,
+        StandingsOf,
+        Unfinished,
+        UnfinishedPage,
+        WorkflowIds,
+    )
+    from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, sweeps
+    from workflows.attributes import of_order
+    from workflows.catalog import FLOW_NAMES
+    from workflows.checkout import Checkout
+    from workflows.options import DATABASE_STEP, PROVIDER_STEP, StepOptions
+    from workflows.place import TOGETHER_MEMO
+    from workflows.sweep_look import look
+    from workflows.telling import summary
+
+A = TypeVar("A")
+Q = TypeVar("Q")
+SWEPT_BY = "everycent sweeper"
+_WHY = "found by the sweeper: "
+_PATIENCE = timedelta(minutes=5)  # A service that does not answer is asked by the next pass.
+_LOOK = StepOptions(**DATABASE_STEP, schedule_to_close_timeout=_PATIENCE)
+_CALL = StepOptions(**PROVIDER_STEP, schedule_to_close_timeout=_PATIENCE)
+_Step = Callable[[dict[str, Any], str, str], Awaitable[Any]]  # What, why, and by which queue.
+
+
+@workflow.defn(name="sweep_orders")
+class SweepOrders:
+    """One pass of the sweeper."""
+
+    @workflow.init
+    def __init__(self, sweep: Sweep) -> None:
+        self._together = sweep.together
+
+    @workflow.run
+    async def run(self, sweep: Sweep) -> SweepReport:
+        """Look, and repair unless it is too much or a dry run; answer what was found and done."""
+        report = await look(_WorkerEyes(), sweep, workflow.now(), FLOW_NAMES)
+        if report.stopped:
+            workflow.logger.error("the sweeper has stopped itself: %s", report.stopped)
+            _count("everycent_sweeper_stopped", "Passes that stopped themselves.")
+        if report.stopped or sweep.dry_run:
+            return report
+        done = [await self._see_to(finding) for finding in report.findings]
+        return report.model_copy(update={"findings": tuple(done)})
+
+    async def _see_to(self, finding: Finding) -> Finding:
+        """Do what helps, and write down what was found before and what came of it after."""
+        _count(
+            "everycent_sweeper_findings",
+            "What the sweeper has found, and what it did about it.",
+            kind=finding.kind,
+            act=finding.act.value,
+        )
+        workflow.logger.warning("%s %s: %s", finding.act, finding.key, finding.before)
+        if finding.act is Act.NONE:
+            return finding
+        try:
+            parked = await self._park(finding)
+            if parked.settled_by_hand:
+                return _after(finding, "left alone: a person has settled it")
+            if finding.act is Act.CASE:
+                return _after(finding, f"case {finding.case_key} is open")
+            after = await self._repair(finding)
+            await self._settle(finding, after)
+        except (FailureError, _Unrepaired) as error:
+            cause = getattr(error, "cause", None) or error
+            return _after(finding, f"not repaired, case {finding.case_key} is open: {cause}")
+        return _after(finding, after).model_copy(update={"repaired": True})
+
+    async def _repair(self, finding: Finding) -> str:
+        if finding.act is Act.TAKE_UP:
+            return await self._take_up(finding.xid)
+        assert finding.hold is not None, f"{finding.key} is no hold"
+        return await self._end_hold(finding.hold, finding)
+
+    async def _take_up(self, xid: str) -> str:
+        """Start a run of the order, as it was asked for, unless it has ended or runs by now."""
+        asked = StandingsOf(xids=(xid,), with_request=True)
+        [standing] = await _WorkerEyes().standings(asked)
+        request = standing.order.request if standing.order else None
+        if request is None:
+            return "nothing: it has ended meanwhile"
+        try:
+            run = await workflow.start_child_workflow(
+                Checkout.run,
+                request,
+                id=request.workflow_id(),
+                task_queue=TOGETHER if self._together else WORKFLOWS,
+                memo=TOGETHER_MEMO if self._together else None,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                search_attributes=of_order(request),
+                static_summary=summary(request),
+            )
+        except WorkflowAlreadyStartedError:
+            return "nothing: a run of it lives by now"
+        return f"run {run.first_execution_run_id} was started"
+
+    async def _end_hold(self, hold: Hold, finding: Finding) -> str:
+        """Confirm or cancel a hold as its order's decision says; its row is the fence."""
+        step = _STEPS[(hold.kind, finding.act)]
+        base = {"key": hold.key, "at": workflow.now(), "opened_on": hold.opened_on}
+        answer = await step(base, _WHY + finding.kind, self._queue(hold.service))
+        if isinstance(answer, Refusal | PaidAnyway):
+            raise _Unrepaired(f"{type(answer).__name__}: {answer.model_dump_json()}")
+        return f"{hold.kind} was {'confirmed' if finding.act is Act.CONFIRM else 'cancelled'}"
+
+    def _queue(self, service: str) -> str:
+        return TOGETHER if self._together else finishes(service)
+
+    async def _park(self, finding: Finding) -> Any:
+        tenant, _, order_id = finding.xid.partition("/")
+        can = ("retry", "resolve") if finding.act is Act.TAKE_UP else ("resolve",)
+        return await workflow.execute_activity_method(
+            OrderActivities.park_step,
+            ParkStep(
+                tenant=tenant,
+                order_id=order_id,
+                at=workflow.now(),
+                case_key=finding.case_key,
+                step=f"sweeper: {finding.kind}",
+                error_class="Orphan",
+                error=finding.before,
+                owner=workflow.info().workflow_id,
+                proposals=can,
+            ),
+            task_queue=self._queue("order"),
+            summary=f"note: {finding.kind}",
+            **_LOOK,
+        )
+
+    async def _settle(self, finding: Finding, after: str) -> None:
+        tenant, _, order_id = finding.xid.partition("/")
+        await workflow.execute_activity_method(
+            OrderActivities.settle_case,
+            SettleCase(
+                tenant=tenant,
+                order_id=order_id,
+                at=workflow.now(),
+                case_key=finding.case_key,
+                by=SWEPT_BY,
+                reason=f"{after} by {workflow.info().workflow_id}; before: {finding.before}",
+                by_hand=False,
+            ),
+            task_queue=self._queue("order"),
+            summary=f"note: {after}",
+            **_LOOK,
+        )
+
+
+class _Unrepaired(Exception):
+    """The service answered, and its answer is no repair."""
+
+
+def _after(finding: Finding, after: str) -> Finding:
+    return finding.model_copy(update={"after": after})
+
+
+def _count(name: str, what: str, **labels: str) -> None:
+    workflow.metric_meter().create_counter(name, what).add(1, labels)
+
+
+def _confirm(method: Any, request: Any, options: StepOptions) -> _Step:
+    async def step(base: dict[str, Any], _reason: str, queue: str) -> Any:
+        return await workflow.execute_activity_method(
+            method,
+            request(**base),
+            task_queue=queue,
+            summary=f"confirm {base['key']}",
+            **options,
+        )
+
+    return step
+
+
+def _cancel(method: Any, request: Any, options: StepOptions) -> _Step:
+    async def step(base: dict[str, Any], reason: str, queue: str) -> Any:
+        return await workflow.execute_activity_method(
+            method,
+            request(reason=reason, **base),
+            task_queue=queue,
+            summary=f"cancel {base['key']}",
+            **options,
+        )
+
+    return step
+
+
+_I, _A, _P, _N = InventoryActivities, AccountActivities, PaymentActivities, PointsActivities
+_STEPS: dict[tuple[str, Act], _Step] = {
+    ("reservation", Act.CONFIRM): _confirm(_I.commit_stock, CommitStock, _LOOK),
+    ("reservation", Act.CANCEL): _cancel(_I.release_stock, ReleaseStock, _LOOK),
+    ("balance_hold", Act.CONFIRM): _confirm(_A.debit_balance, DebitBalance, _LOOK),
+    ("balance_hold", Act.CANCEL): _cancel(_A.unfreeze_balance, UnfreezeBalance, _LOOK),
+    ("points_hold", Act.CONFIRM): _confirm(_N.redeem_points, RedeemPoints, _LOOK),
+    ("points_hold", Act.CANCEL): _cancel(_N.unfreeze_points, UnfreezePoints, _LOOK),
+    ("payment", Act.CONFIRM): _confirm(_P.capture, CapturePayment, _CALL),
+    ("payment", Act.CANCEL): _cancel(_P.void, VoidPayment, _CALL),
+}
+
+
+class _WorkerEyes:
+    """Asks by activities: each service in its lane for the sweeper, Temporal in the sweeper's."""
+
+    async def unfinished(self, asked: Unfinished) -> UnfinishedPage:
+        return await _ask(OrderSweepActivities.unfinished, asked, sweeps("order"))
+
+    async def standings(self, asked: StandingsOf) -> list[Standing]:
+        return await _ask(OrderSweepActivities.standings, asked, sweeps("order"))
+
+    async def confirmed_orders(self, asked: Rows) -> KeyPage:
+        return await _ask(OrderSweepActivities.confirmed_orders, asked, sweeps("order"))
+
+    async def strangers(self, asked: StandingsOf) -> StandingsOf:
+        return await _ask(OrderSweepActivities.strangers, asked, sweeps("order"))
+
+    async def holds(self, service: HoldService, asked: Rows) -> HoldPage:
+        return await _ask(HoldSweepActivities.holds, asked, sweeps(service))
+
+    async def holds_of(self, service: HoldService, asked: HoldsOf) -> HoldPage:
+        return await _ask(HoldSweepActivities.holds_of, asked, sweeps(service))
+
+    async def unsold(self, asked: StandingsOf) -> KeyStates:
+        return await _ask(HoldSweepActivities.unsold, asked, sweeps("inventory"))
+
+    async def runs(self, asked: WorkflowIds) -> list[RunState]:
+        return await _ask(RunSweepActivities.runs, asked, SWEEPER)
+
+    async def running(self, asked: Running) -> WorkflowIds:
+        return await _ask(RunSweepActivities.running, asked, SWEEPER)
+
+
+async def _ask(method: Callable[[Any, Q], Awaitable[A]], asked: Q, queue: str) -> A:
+    return await workflow.execute_activity_method(method, asked, task_queue=queue, **_LOOK)
