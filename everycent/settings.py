@@ -38,6 +38,7 @@ class ProviderSettings(BaseModel):
     api_key: str = "sk_test_everycent"
     webhook_secret: str = "whsec_test_everycent"
     timeout_seconds: float = 10.0
+    key_lifetime_hours: float = Field(default=24.0, gt=0)  # How long it knows a repeated key.
 
 
 class PoolSettings(BaseModel):
@@ -53,6 +54,18 @@ class PoolSettings(BaseModel):
     idle_in_transaction_seconds: float = 10.0
 
 
+class RetentionSettings(BaseModel):
+    """How many days after its order's opening a settled fence row is kept; None keeps every row.
+
+    `repair_days` is how long a person may take for a case before its order counts as given up.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    days: int | None = Field(default=None, ge=1)
+    repair_days: int = Field(default=90, ge=1)
+
+
 class Settings(BaseSettings):
     """The settings of one process. `database` holds worker DSNs, `read` and `owner` the others."""
 
@@ -64,6 +77,7 @@ class Settings(BaseSettings):
     temporal: TemporalSettings = TemporalSettings()
     provider: ProviderSettings = ProviderSettings()
     pool: PoolSettings = PoolSettings()
+    retention: RetentionSettings = RetentionSettings()
     steps: Literal["apart", "together"] = "apart"  # Where new runs have their database steps.
     database: dict[ServiceName, str] = {}
     read: dict[ServiceName, str] = {}

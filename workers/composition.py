@@ -30,6 +30,7 @@ from everycent.errors import InvalidRequest
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.settings import SERVICES, ServiceName, Settings
 from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, sweeps, tries
+from workers.registration import check_registration
 from workflows.catalog import FLOWS
 from workflows.sweep_orders import SweepOrders
 
@@ -51,7 +52,11 @@ class Lane:
 async def workers_of(
     name: WorkerName, client: Client, settings: Settings
 ) -> AsyncIterator[list[Worker]]:
-    """Build the workers of one process and close their pools behind them."""
+    """Build the workers of one process and close their pools behind them.
+
+    Raises InvalidRequest when a flow's plan or the times of the settings cannot hold.
+    """
+    check_registration(settings)
     if name == "workflows":
         yield [workflow_worker(client), sweeper_worker(client)]
         return
@@ -203,7 +208,10 @@ async def _noun(
             base_url=provider.url, trust_env=False, limits=httpx.Limits(max_connections=100)
         ) as http:
             gateway = HttpPaymentProvider(
-                http, api_key=provider.api_key, guard=assert_no_transaction
+                http,
+                api_key=provider.api_key,
+                guard=assert_no_transaction,
+                idempotency_lifetime=timedelta(hours=provider.key_lifetime_hours),
             )
             yield PaymentActivities(database, gateway, now=now)
         return

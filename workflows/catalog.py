@@ -1,8 +1,11 @@
-"""Which flows exist; workers, queues and the command line read it here."""
+"""Which flows exist, and what each is made of: workers and the command line read it here."""
 
+from datetime import timedelta
 from typing import Any
 
+from workflows import checkout_plan
 from workflows.checkout import Checkout
+from workflows.steps import Plan
 
 FLOWS: tuple[type[Any], ...] = (Checkout,)
 
@@ -13,3 +16,7 @@ def name_of(flow: type[Any]) -> str:
 
 
 FLOW_NAMES: tuple[str, ...] = tuple(map(name_of, FLOWS))
+# A worker refuses to start with a flow that is missing here (workers/registration.py).
+PLANS: dict[type[Any], Plan] = {
+    Checkout: Plan.of(checkout_plan, window=timedelta(days=30)),  # The longest payment window.
+}

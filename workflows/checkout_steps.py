@@ -1,4 +1,4 @@
-"""The steps of a checkout: which activity, under which key, in which lane, with which patience."""
+"""What the steps of one order are asked: each request, under the key that the plan names."""
 
 from asyncio import Task
 from datetime import date, datetime, timedelta
@@ -7,12 +7,6 @@ from typing import Any
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.account import AccountActivities
-    from activities.inventory import InventoryActivities
-    from activities.ledger import LedgerActivities
-    from activities.order import OrderActivities
-    from activities.payment import PaymentActivities
-    from activities.points import PointsActivities
     from everycent.domain.account import (
         BalanceDebited,
         BalanceUnfrozen,
@@ -87,17 +81,10 @@ with workflow.unsafe.imports_passed_through():
         RevokePoints,
         UnfreezePoints,
     )
-    from workers.queues import finishes, tries
-    from workflows.options import (
-        DATABASE_MUST,
-        DATABASE_STEP,
-        POLL_STEP,
-        PROVIDER_MUST,
-        PROVIDER_STEP,
-        StepOptions,
-    )
+    from workflows import checkout_plan as plan
     from workflows.place import Place
     from workflows.saga import ParkedStep
+    from workflows.steps import Step
 
 REVENUE = "sales:revenue"
 PROVIDER_RECEIVABLE = "provider:receivable"
@@ -127,33 +114,28 @@ class CheckoutSteps:
 
     async def open(self) -> OpenAnswer:
         """Write the order down, or learn how far it has come."""
-        return await self._place.database_step(
-            OrderActivities.open_order,
+        return await self._place.start(
+            plan.OPEN,
             OpenOrder(
                 order=self._order,
                 at=workflow.now(),
                 driver=workflow.info().workflow_id,
                 run=workflow.info().run_id,
             ),
-            queue=tries("order"),
-            summary="open the order",
-            options=DATABASE_STEP,
         )
 
     async def add_attempt(self, payment: Payment) -> AttemptAnswer:
         """Write another payment attempt down before it is made."""
-        return await self._place.database_step(
-            OrderActivities.add_attempt,
+        return await self._place.start(
+            plan.ADD_ATTEMPT,
             AddAttempt(payment=payment, **self._of_order()),
-            queue=tries("order"),
             summary=f"note payment {payment.request_id}",
-            options=DATABASE_STEP,
         )
 
     async def decide(self, wanted: Verdict, pivot_refusal: dict[str, Any] | None) -> Verdict:
         """Move the one decision; the answer is the one that stands."""
-        return await self._place.database_step(
-            OrderActivities.decide,
+        return await self._place.start(
+            plan.DECIDE,
             Decide(
                 to=wanted.decision,
                 run=workflow.info().run_id,
@@ -163,35 +145,29 @@ class CheckoutSteps:
                 pivot_refusal=pivot_refusal,
                 **self._of_order(),
             ),
-            queue=finishes("order"),
             summary=f"decide {wanted.decision}",
-            options=DATABASE_MUST,
         )
 
     async def mark(self, waits_for: WaitsFor, status: OrderStatus | None = None) -> Marked:
         """Say in the order's row what it waits for."""
-        return await self._place.database_step(
-            OrderActivities.mark_order,
+        return await self._place.start(
+            plan.MARK,
             MarkOrder(waits_for=waits_for, status=status, **self._of_order()),
-            queue=finishes("order"),
             summary=f"waits for {waits_for}",
-            options=DATABASE_STEP,
         )
 
     async def close(self, result: OrderResult) -> OrderResult:
         """Store how the order ended."""
-        return await self._place.database_step(
-            OrderActivities.close_order,
+        return await self._place.start(
+            plan.CLOSE,
             CloseOrder(result=result, **self._of_order()),
-            queue=finishes("order"),
             summary=f"close as {result.status}",
-            options=DATABASE_MUST,
         )
 
     async def park(self, step: ParkedStep, proposals: tuple[str, ...]) -> Parked:
         """Open the step's repair case."""
-        return await self._place.database_step(
-            OrderActivities.park_step,
+        return await self._place.start(
+            plan.PARK,
             ParkStep(
                 case_key=step.key,
                 step=step.name,
@@ -201,21 +177,17 @@ class CheckoutSteps:
                 proposals=proposals,
                 **self._of_order(),
             ),
-            queue=finishes("order"),
             summary=f"park: {step.name}",
-            options=DATABASE_STEP,
         )
 
     async def settle(self, case_key: str, *, by: str, reason: str, by_hand: bool) -> CaseSettled:
         """Close a repair case."""
-        return await self._place.database_step(
-            OrderActivities.settle_case,
+        return await self._place.start(
+            plan.SETTLE,
             SettleCase(
                 case_key=case_key, by=by, reason=reason, by_hand=by_hand, **self._of_order()
             ),
-            queue=finishes("order"),
             summary="settle the case",
-            options=DATABASE_STEP,
         )
 
     # -- stock
@@ -223,223 +195,179 @@ class CheckoutSteps:
     def reserve_stock(self) -> Task[ReserveAnswer]:
         """Try: hold every line."""
         lines = tuple(StockLine(sku=line.sku, units=line.units) for line in self._order.lines)
-        return self._place.database_step(
-            InventoryActivities.reserve_stock,
-            ReserveStock(lines=lines, **self._step("reserve")),
-            queue=tries("inventory"),
-            summary="hold the stock",
-            options=self._within_window(DATABASE_STEP),
+        return self._place.start(
+            plan.HOLD_STOCK,
+            ReserveStock(lines=lines, **self._step(plan.HOLD_STOCK)),
+            within=self.window_left,
         )
 
     async def commit_stock(self) -> StockCommitted:
         """Confirm: the held units are sold."""
-        return await self._place.database_step(
-            InventoryActivities.commit_stock,
-            CommitStock(**self._step("reserve")),
-            queue=finishes("inventory"),
-            summary="sell the stock",
-            options=DATABASE_MUST,
+        return await self._place.start(
+            plan.SELL_STOCK,
+            CommitStock(**self._step(plan.SELL_STOCK)),
         )
 
     async def release_stock(self, reason: str) -> StockReleased:
         """Cancel: the held units are free again."""
-        return await self._place.database_step(
-            InventoryActivities.release_stock,
-            ReleaseStock(reason=reason, **self._step("reserve")),
-            queue=finishes("inventory"),
-            summary="release the stock",
-            options=DATABASE_MUST,
+        return await self._place.start(
+            plan.RELEASE_STOCK,
+            ReleaseStock(reason=reason, **self._step(plan.RELEASE_STOCK)),
         )
 
     # -- points
 
     def freeze_points(self) -> Task[FreezePointsAnswer]:
         """Try: hold the points that pay a part."""
-        return self._place.database_step(
-            PointsActivities.freeze_points,
+        return self._place.start(
+            plan.HOLD_POINTS,
             FreezePoints(
-                customer=self._order.customer, points=self._order.points, **self._step("points")
+                customer=self._order.customer,
+                points=self._order.points,
+                **self._step(plan.HOLD_POINTS),
             ),
-            queue=tries("points"),
-            summary="hold the points",
-            options=self._within_window(DATABASE_STEP),
+            within=self.window_left,
         )
 
     async def redeem_points(self) -> PointsRedeemed:
         """Confirm: the held points are used."""
-        return await self._place.database_step(
-            PointsActivities.redeem_points,
-            RedeemPoints(**self._step("points")),
-            queue=finishes("points"),
-            summary="use the points",
-            options=DATABASE_MUST,
+        return await self._place.start(
+            plan.USE_POINTS,
+            RedeemPoints(**self._step(plan.USE_POINTS)),
         )
 
     async def unfreeze_points(self, reason: str) -> PointsUnfrozen:
         """Cancel: the held points are available again."""
-        return await self._place.database_step(
-            PointsActivities.unfreeze_points,
-            UnfreezePoints(reason=reason, **self._step("points")),
-            queue=finishes("points"),
-            summary="release the points",
-            options=DATABASE_MUST,
+        return await self._place.start(
+            plan.RELEASE_POINTS,
+            UnfreezePoints(reason=reason, **self._step(plan.RELEASE_POINTS)),
         )
 
     async def earn_points(self) -> PointsGranted:
         """Grant what the order earns."""
-        return await self._place.database_step(
-            PointsActivities.grant_points,
+        return await self._place.start(
+            plan.EARN_POINTS,
             GrantPoints(
                 customer=self._order.customer,
                 points=self._order.points_earned,
-                **self._step("earn"),
+                **self._step(plan.EARN_POINTS),
             ),
-            queue=finishes("points"),
-            summary="earn points",
-            options=DATABASE_MUST,
         )
 
     async def revoke_points(self) -> PointsRevoked:
         """Take back what the order had earned."""
-        return await self._place.database_step(
-            PointsActivities.revoke_points,
+        return await self._place.start(
+            plan.TAKE_EARNED_POINTS_BACK,
             RevokePoints(
                 customer=self._order.customer,
                 points=self._order.points_earned,
-                **self._step("unearn"),
+                **self._step(plan.TAKE_EARNED_POINTS_BACK),
             ),
-            queue=finishes("points"),
-            summary="take earned points back",
-            options=DATABASE_MUST,
         )
 
     async def restore_points(self) -> PointsRestored:
         """Give used points back."""
-        return await self._place.database_step(
-            PointsActivities.restore_points,
+        return await self._place.start(
+            plan.GIVE_POINTS_BACK,
             RestorePoints(
                 customer=self._order.customer,
                 points=self._order.points,
-                **self._step("points-refund"),
+                **self._step(plan.GIVE_POINTS_BACK),
             ),
-            queue=finishes("points"),
-            summary="give used points back",
-            options=DATABASE_MUST,
         )
 
     # -- payment by a provider
 
     def authorise(self, payment: Payment) -> Task[AuthoriseAnswer]:
         """Try: hold the amount on the card, or open the page to pay on."""
-        return self._place.provider_step(
-            PaymentActivities.authorise,
+        return self._place.start(
+            plan.AUTHORISE,
             AuthorisePayment(
                 amount_minor=self._order.due_minor,
                 currency=self._order.currency,
                 method=payment.method,
                 card_token=payment.card_token if isinstance(payment, CardPayment) else None,
-                **self._step("pay", payment.request_id),
+                **self._step(plan.AUTHORISE, payment.request_id),
             ),
-            queue=tries("payment"),
             summary=f"authorise payment {payment.request_id}",
-            options=self._within_window(PROVIDER_STEP),
+            within=self.window_left,
         )
 
     def await_customer(self, payment: Payment) -> Task[CustomerAnswer]:
         """Ask the provider until the customer has paid on its page."""
-        return self._place.provider_step(
-            PaymentActivities.await_customer,
-            AwaitCustomer(**self._step("pay", payment.request_id)),
-            queue=tries("payment"),
+        return self._place.start(
+            plan.AWAIT_CUSTOMER,
+            AwaitCustomer(**self._step(plan.AWAIT_CUSTOMER, payment.request_id)),
             summary=f"has the customer paid {payment.request_id}?",
-            options=POLL_STEP,
         )
 
     async def capture(self, request_id: str) -> CaptureAnswer:
         """Confirm, the pivot: take the money."""
-        return await self._place.provider_step(
-            PaymentActivities.capture,
-            CapturePayment(**self._step("pay", request_id)),
-            queue=finishes("payment"),
-            summary="capture the payment",
-            options=PROVIDER_MUST,
+        return await self._place.start(
+            plan.CAPTURE,
+            CapturePayment(**self._step(plan.CAPTURE, request_id)),
         )
 
     async def void(self, request_id: str, reason: str) -> VoidAnswer:
         """Cancel: this attempt must never take money."""
-        return await self._place.provider_step(
-            PaymentActivities.void,
-            VoidPayment(reason=reason, **self._step("pay", request_id)),
-            queue=finishes("payment"),
+        return await self._place.start(
+            plan.VOID,
+            VoidPayment(reason=reason, **self._step(plan.VOID, request_id)),
             summary=f"void payment {request_id}",
-            options=PROVIDER_MUST,
         )
 
     async def refund(self, request_id: str, amount_minor: int, refund_key: str) -> RefundAnswer:
         """Give captured money back."""
-        return await self._place.provider_step(
-            PaymentActivities.refund,
+        return await self._place.start(
+            plan.REFUND,
             RefundPayment(
                 payment_key=self.attempt_key(request_id),
                 amount_minor=amount_minor,
                 currency=self._order.currency,
-                **{**self._step("refund"), "key": refund_key},
+                **{**self._step(plan.REFUND), "key": refund_key},
             ),
-            queue=finishes("payment"),
             summary=f"refund payment {request_id}",
-            options=PROVIDER_MUST,
         )
 
     # -- payment from the stored balance
 
     def freeze_balance(self, payment: BalancePayment) -> Task[FreezeAnswer]:
         """Try: hold the amount on the customer's account."""
-        return self._place.database_step(
-            AccountActivities.freeze_balance,
+        return self._place.start(
+            plan.HOLD_BALANCE,
             FreezeBalance(
                 account=payment.account,
                 currency=self._order.currency,
                 amount_minor=self._order.due_minor,
-                **self._step("pay", payment.request_id),
+                **self._step(plan.HOLD_BALANCE, payment.request_id),
             ),
-            queue=tries("account"),
-            summary="hold the balance",
-            options=self._within_window(DATABASE_STEP),
+            within=self.window_left,
         )
 
     async def debit_balance(self, request_id: str) -> BalanceDebited:
         """Confirm: the held amount is ours."""
-        return await self._place.database_step(
-            AccountActivities.debit_balance,
-            DebitBalance(**self._step("pay", request_id)),
-            queue=finishes("account"),
-            summary="debit the balance",
-            options=DATABASE_MUST,
+        return await self._place.start(
+            plan.DEBIT_BALANCE,
+            DebitBalance(**self._step(plan.DEBIT_BALANCE, request_id)),
         )
 
     async def unfreeze_balance(self, request_id: str, reason: str) -> BalanceUnfrozen:
         """Cancel: the held amount is available again."""
-        return await self._place.database_step(
-            AccountActivities.unfreeze_balance,
-            UnfreezeBalance(reason=reason, **self._step("pay", request_id)),
-            queue=finishes("account"),
-            summary="release the balance",
-            options=DATABASE_MUST,
+        return await self._place.start(
+            plan.RELEASE_BALANCE,
+            UnfreezeBalance(reason=reason, **self._step(plan.RELEASE_BALANCE, request_id)),
         )
 
     async def credit_balance(self, payment: BalancePayment, refund_key: str) -> CreditAnswer:
         """Give debited money back to the account."""
-        return await self._place.database_step(
-            AccountActivities.credit_balance,
+        return await self._place.start(
+            plan.CREDIT_BALANCE,
             CreditBalance(
                 account=payment.account,
                 currency=self._order.currency,
                 amount_minor=self._order.due_minor,
-                **{**self._step("refund"), "key": refund_key},
+                **{**self._step(plan.CREDIT_BALANCE), "key": refund_key},
             ),
-            queue=finishes("account"),
-            summary="refund to the balance",
-            options=DATABASE_MUST,
         )
 
     # -- ledger
@@ -458,36 +386,27 @@ class CheckoutSteps:
             for account, minor in legs
             if minor
         )
-        return await self._place.database_step(
-            LedgerActivities.post_transfer,
-            PostTransfer(entries=entries, **self._step("ledger")),
-            queue=finishes("ledger"),
-            summary="book the sale",
-            options=DATABASE_MUST,
+        return await self._place.start(
+            plan.BOOK_SALE,
+            PostTransfer(entries=entries, **self._step(plan.BOOK_SALE)),
         )
 
     async def reverse_ledger(self) -> ReverseAnswer:
         """Book the sale back."""
-        return await self._place.database_step(
-            LedgerActivities.reverse_transfer,
+        return await self._place.start(
+            plan.REVERSE_SALE,
             ReverseTransfer(
-                original_key=self._order.step_key("ledger"), **self._step("ledger-reversal")
+                original_key=self._order.step_key("ledger"), **self._step(plan.REVERSE_SALE)
             ),
-            queue=finishes("ledger"),
-            summary="book the sale back",
-            options=DATABASE_MUST,
         )
 
     def _of_order(self) -> dict[str, Any]:
         order = self._order
         return {"tenant": order.tenant, "order_id": order.order_id, "at": workflow.now()}
 
-    def _step(self, step: str, request: str | None = None) -> dict[str, Any]:
+    def _step(self, step: Step[Any, Any], request: str | None = None) -> dict[str, Any]:
         return {
-            "key": self._order.step_key(step, request),
+            "key": self._order.step_key(step.key, request),
             "at": workflow.now(),
             "opened_on": self.opened_on,
         }
-
-    def _within_window(self, options: StepOptions) -> StepOptions:
-        return {**options, "schedule_to_close_timeout": self.window_left}

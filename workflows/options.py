@@ -1,7 +1,8 @@
 """The named time-outs and retries of every step; they form the ladder of design rule 15.
 
-One transaction is pool wait (5 s) + transaction_timeout (10 s): a database step has 20 s. A
-provider step has two of them and the calls between, and an authorise may void what it got: 90 s.
+One transaction is a turn and a connection (5 s each) + transaction_timeout (10 s): a database step
+has 25 s. A provider step has two of them and the calls between, and an authorise may void what it
+got: 90 s. The start of a worker checks it against the real settings (workers/registration.py).
 What is retried follows from the error's class (activities/boundary.py).
 """
 
@@ -26,7 +27,7 @@ _PATIENT = RetryPolicy(
 )
 
 # A statement or two in a service's database.
-DATABASE_STEP = StepOptions(start_to_close_timeout=timedelta(seconds=20), retry_policy=_PATIENT)
+DATABASE_STEP = StepOptions(start_to_close_timeout=timedelta(seconds=25), retry_policy=_PATIENT)
 
 # A call to the payment provider, written down before and after it.
 PROVIDER_STEP = StepOptions(start_to_close_timeout=timedelta(seconds=90), retry_policy=_PATIENT)

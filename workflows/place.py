@@ -5,9 +5,9 @@ replay and reset (docs/decisions/0006-steps-where-the-run-is.md).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeVar
+from datetime import timedelta
+from typing import Final, Self, TypeVar
 
 from temporalio import exceptions, workflow
 from temporalio.exceptions import ActivityError, ApplicationError, RetryState
@@ -15,7 +15,7 @@ from temporalio.workflow import ActivityHandle
 
 with workflow.unsafe.imports_passed_through():
     from workers.queues import TOGETHER
-    from workflows.options import StepOptions
+    from workflows.steps import Step
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -34,41 +34,31 @@ class Place:
         """Return what was chosen when this run was started."""
         return cls(together=workflow.memo_value(MEMO, default=None) == TOGETHER_MEMO[MEMO])
 
-    def database_step(
+    def start(
         self,
-        activity: Callable[[Any, R], Awaitable[A]],
+        step: Step[R, A],
         request: R,
         *,
-        queue: str,
-        summary: str,
-        options: StepOptions,
+        summary: str = "",
+        within: timedelta | None = None,
     ) -> asyncio.Task[A]:
-        """Start a step that takes milliseconds: together it is a local activity, one event."""
-        if self.together:
-            local = workflow.start_local_activity_method(
-                activity, request, summary=summary, **options
-            )
-            return asyncio.create_task(_failing_as_activity(local, summary))
-        return workflow.start_activity_method(
-            activity, request, task_queue=queue, summary=summary, **options
-        )
+        """Start a step, with no more time than `within` for all its attempts.
 
-    def provider_step(
-        self,
-        activity: Callable[[Any, R], Awaitable[A]],
-        request: R,
-        *,
-        queue: str,
-        summary: str,
-        options: StepOptions,
-    ) -> ActivityHandle[A]:
-        """Start a step that waits for another company: a local one would hold up every message."""
+        Together, one that takes milliseconds is a local activity, one event; one that waits for
+        another company is not: it would hold up every message to the run.
+        """
+        options = step.options.copy()
+        if within is not None:
+            options["schedule_to_close_timeout"] = within
+        told = summary or step.name
+        if self.together and not step.talks:
+            local = workflow.start_local_activity_method(
+                step.activity, request, summary=told, **options
+            )
+            return asyncio.create_task(_failing_as_activity(local, told))
+        queue = TOGETHER if self.together else step.queue
         return workflow.start_activity_method(
-            activity,
-            request,
-            task_queue=TOGETHER if self.together else queue,
-            summary=summary,
-            **options,
+            step.activity, request, task_queue=queue, summary=told, **options
         )
 
 

@@ -58,12 +58,16 @@ class Database:
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
         """Open a read-only REPEATABLE READ transaction: everything read in it is of one instant."""
         async with self._connection() as connection:
-            with _translated():
-                await connection.execution_options(
-                    isolation_level="REPEATABLE READ", postgresql_readonly=True
-                )
-                yield connection
-                await connection.rollback()
+            token = _in_transaction.set(True)
+            try:
+                with _translated():
+                    await connection.execution_options(
+                        isolation_level="REPEATABLE READ", postgresql_readonly=True
+                    )
+                    yield connection
+                    await connection.rollback()
+            finally:
+                _in_transaction.reset(token)
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection]:

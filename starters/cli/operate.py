@@ -1,4 +1,4 @@
-"""`everycent worker | check | audit | demo`: run it, and know that it is well."""
+"""`everycent worker | check | audit | clean | demo`: run it, and know that it is well."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +21,7 @@ from starters.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from everycent.database.retention import Cleaned
     from everycent.proof.report import AuditReport
     from everycent.settings import Settings
     from starters.checks import Finding
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command()(worker)
     app.command()(check)
     app.command()(audit)
+    app.command()(clean)
     app.command()(demo)
 
 
@@ -81,6 +83,24 @@ def audit(
         print_audit(report)
     if not report.ok:
         raise typer.Exit(ExitCode.BROKEN)
+
+
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and remove nothing.")] = False,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Remove old rows that moved nothing, once no late message can ask for them any more."""
+    cleaned = run(_clean(data_dir, dry_run=dry_run))
+    if as_json:
+        print_json(
+            [{"table": c.table, "before": c.before.isoformat(), "rows": c.rows} for c in cleaned]
+        )
+        return
+    table = new_table("table", "opened before", "rows over" if dry_run else "rows removed")
+    for each in cleaned:
+        table.add_row(each.table, each.before.isoformat(), str(each.rows))
+    print_table(table)
 
 
 def demo(
@@ -162,6 +182,17 @@ async def _check(only: str | None, data_dir: Path) -> "tuple[Finding, ...]":
     if only is None:
         return await check_all(load(data_dir, *SERVICES, "reader", "owner"))
     return await check_only(load(data_dir, only), only)
+
+
+async def _clean(data_dir: Path, *, dry_run: bool) -> "list[Cleaned]":
+    from everycent import clock
+    from everycent.database.retention import clean
+    from everycent.settings import load
+    from workers.registration import check_registration
+
+    settings = load(data_dir, "owner")
+    check_registration(settings)  # A retention that is too short removes nothing.
+    return await clean(settings, today=clock.now().date(), dry_run=dry_run)
 
 
 async def _audit(tenant: str | None, data_dir: Path) -> "AuditReport":
