@@ -1,5 +1,6 @@
 """Real servers for every test; each session starts its own, on free ports, in temporary folders."""
 
+import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, date, datetime
@@ -16,10 +17,17 @@ from everycent.stack.postgres import PostgresServer
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 TODAY = date(2026, 1, 2)
 
+# `make guards` keeps a server with migrated databases, and has those of one service made anew.
+KEPT_SERVER = os.environ.get("EVERYCENT_TEST_SERVER")
+FRESH_SERVICE = os.environ.get("EVERYCENT_TEST_FRESH")
+
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """A PostgreSQL server of this session's own."""
+    """A PostgreSQL server of this session's own, or the one that is kept for many sessions."""
+    if KEPT_SERVER:
+        yield PostgresServer(Path(KEPT_SERVER))
+        return
     server = PostgresServer(Path(tmp_path_factory.mktemp("postgres")) / "pg")
     server.start()
     yield server
@@ -31,7 +39,8 @@ async def settings(postgres: PostgresServer) -> Settings:
     """Migrated databases of all services: workers' and readers' roles as in production."""
 
     def dsn(service: ServiceName, user: str | None = None) -> str:
-        url = make_url(postgres.dsn(f"everycent_{service}"))
+        fresh = "_fresh" if service == FRESH_SERVICE else ""
+        url = make_url(postgres.dsn(f"everycent_{service}{fresh}"))
         if user:
             url = url.set(username=user, password="test")
         return url.render_as_string(hide_password=False)
@@ -42,7 +51,7 @@ async def settings(postgres: PostgresServer) -> Settings:
         read={s: dsn(s, f"everycent_{s}_read") for s in SERVICES},
         pool=PoolSettings(size=16),
     )
-    await migrate(settings)
+    await migrate(settings, [s for s in SERVICES if FRESH_SERVICE in (None, s)])
     return settings
 
 

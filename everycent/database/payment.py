@@ -124,7 +124,7 @@ async def store_authorise(
     answers = _values(decided)
     statuses = {key: _status_of(answer) for key, answer in answers.items()}
     await _move(tx, statuses)
-    await _set_in_doubt(tx, decided, "try_answer IS NULL")
+    await _set_in_doubt(tx, decided)
     await fence.store_tries(tx, PAYMENT, answers)
     await _settle_calls(tx, answers, heard, at)
     return {**claims.settled, **decided}
@@ -167,7 +167,7 @@ async def store_capture(
     await fence.store_ends(tx, PAYMENT, done, captured, state=FenceState.CONFIRMED)
     fresh = {k: a for k, a in decided.items() if rows[k].capture_refusal is None}
     await _refuse_captures(tx, {k: a for k, a in fresh.items() if isinstance(a, CaptureRefused)})
-    await _set_in_doubt(tx, fresh, "capture_refusal IS NULL")
+    await _set_in_doubt(tx, fresh)
     await _settle_calls(tx, _values(fresh), heard, at)
     return {**claims.settled, **decided}
 
@@ -431,10 +431,10 @@ async def _set_status(
     )
 
 
-async def _set_in_doubt(tx: AsyncConnection, decided: Mapping[str, Any], guard: str) -> None:
-    """Show the payments whose call got no answer as UNKNOWN."""
+async def _set_in_doubt(tx: AsyncConnection, decided: Mapping[str, Any]) -> None:
+    """Show the payments whose call got no answer as UNKNOWN; one that is refused is not."""
     in_doubt = [key for key, answer in decided.items() if isinstance(answer, Unknown)]
-    await _set_status(tx, in_doubt, PaymentStatus.UNKNOWN, guard)
+    await _set_status(tx, in_doubt, PaymentStatus.UNKNOWN, "capture_refusal IS NULL")
 
 
 async def _mark_cancelling(tx: AsyncConnection, requests: Sequence[VoidPayment]) -> None:

@@ -117,7 +117,7 @@ async def remove(tx: AsyncConnection, fence: _Fence, *, before: date, limit: int
     rows = await tx.scalar(
         sql(
             f"WITH gone AS (DELETE FROM {fence.table} WHERE key IN (SELECT key FROM {fence.table}"
-            f" WHERE {_over(fence)} ORDER BY key LIMIT :limit FOR UPDATE SKIP LOCKED)"
+            f" WHERE {_over(fence)} LIMIT :limit FOR UPDATE SKIP LOCKED)"
             f" RETURNING key){beside} SELECT count(*) FROM gone"
         ),
         {"before": before, "limit": limit},

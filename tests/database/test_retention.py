@@ -172,6 +172,28 @@ async def test_a_payment_goes_with_its_calls_unless_it_took_money(
     assert await left(owners["payment"], tenant, "provider_call") == ["late"]
 
 
+async def test_a_transfer_that_has_legs_is_in_the_books_and_stays(
+    kept: Settings, owners: dict[ServiceName, Database], tenant: str
+) -> None:
+    async with owners["ledger"].transaction() as tx:
+        for name in ("voided", "never-held"):
+            await tx.execute(
+                text(
+                    "INSERT INTO transfer (key, opened_on, state) VALUES (:key, :day, 'CANCELLED')"
+                ),
+                {"key": f"{tenant}/{name}/ledger", "day": OLD},
+            )
+        await tx.execute(
+            text(
+                "INSERT INTO transfer_leg (key, leg, account, currency, amount_minor)"
+                " VALUES (:key, 0, 'a', 'EUR', 1), (:key, 1, 'b', 'EUR', -1)"
+            ),
+            {"key": f"{tenant}/voided/ledger"},
+        )
+    await clean(kept, today=YOUNG + KEPT)
+    assert await left(owners["ledger"], tenant, "transfer") == ["voided"]
+
+
 async def test_large_heaps_go_in_batches(
     kept: Settings, stock: Database, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,1 @@
+TESTS: dict[str, str] = {}
