@@ -58,8 +58,27 @@ async def audit(
     `reread_seconds` is how long an order that looks wrong may go on moving before it is left to the
     next audit. Without `drivers` or `provider` their rules are told as not looked at.
     """
-    async with reading(settings.model_copy(update={"pool": _PATIENT})) as reader:
+    async with auditor(settings) as reader:
         return await _Audit(reader, tenant, reread_seconds, drivers, provider).run()
+
+
+def auditor(settings: Settings) -> contextlib.AbstractAsyncContextManager[Reader]:
+    """Open the connections of an audit, for who audits again and again."""
+    return reading(settings.model_copy(update={"pool": _PATIENT}))
+
+
+async def audit_again(
+    reader: Reader,
+    *,
+    at: datetime,
+    orders: Sequence[str] | None = None,
+    provider: ProviderBooks | None = None,
+) -> AuditReport:
+    """Audit as `audit` does, at a time of the caller's, over an `auditor`'s connections.
+
+    With `orders` (xids) the rules about one order look at these alone: for who knows which moved.
+    """
+    return await _Audit(reader, None, 5.0, None, provider, now=at, only=orders).run()
 
 
 @dataclass
@@ -69,6 +88,8 @@ class _Audit:
     reread_seconds: float
     drivers: Drivers | None
     provider: ProviderBooks | None
+    now: datetime = field(default_factory=clock.now)
+    only: Sequence[str] | None = None
     tallies: dict[str, Tally] = field(default_factory=dict)
     sums: Sums = field(default_factory=Sums)
     snapshots: dict[str, datetime] = field(default_factory=dict)
@@ -83,7 +104,7 @@ class _Audit:
     async def run(self) -> AuditReport:
         for rule in (*CHECKS, *RULES):
             self.tallies[rule.name] = Tally()
-        self.overdue = clock.now() - _OVERDUE
+        self.overdue = self.now - _OVERDUE
         await self._look_at_all()
         await self._look_again()
         await self._look_for_owners()
@@ -113,6 +134,9 @@ class _Audit:
                 taken = await tx.execute(text("SELECT transaction_timestamp()"))
                 self.snapshots[service] = taken.scalar_one()
             await asyncio.gather(*(self._run_checks(s, opened[s]) for s in SERVICES))
+            if self.only is not None:
+                self.suspects += self.only  # Each is read on its own.
+                return
             spool = stack.enter_context(contextlib.closing(Spool()))
             if self.provider is not None:
                 await spool.fill(self.provider, self._prefix)

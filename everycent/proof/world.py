@@ -6,7 +6,7 @@ hooks come in round an activity: before the call, or after it has committed (a l
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -148,6 +148,19 @@ class World:
         return {"key": step_key(tenant, thing, step, request), "at": at, "opened_on": at.date()}
 
 
+def provider_client(settings: Settings) -> httpx.AsyncClient:
+    """Return a client of the provider for people and books; it keeps no connection for long.
+
+    The provider closes idle ones, and what is sent at that moment would be lost.
+    """
+    return httpx.AsyncClient(
+        base_url=settings.provider.url,
+        timeout=20,
+        trust_env=False,
+        limits=httpx.Limits(keepalive_expiry=1),
+    )
+
+
 async def at_once(seconds: float) -> None:
     """Let no time pass: people in a world of real time do everything as soon as they can."""
 
@@ -161,6 +174,7 @@ async def world_of(
     later: Callable[[float], Awaitable[object]] = at_once,
     short_window_seconds: int = 4,
     runner: WorkflowRunner | None = None,
+    interceptors: Sequence[Interceptor] = (),
 ) -> AsyncIterator[World]:
     """Run every worker of the platform in this process until the end of the block."""
     trouble = Trouble()
@@ -170,9 +184,7 @@ async def world_of(
         databases = {s: Database(settings.database[s], settings.pool) for s in SERVICES}
         for database in databases.values():
             stack.push_async_callback(database.close)
-        provider = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=settings.provider.url, timeout=20, trust_env=False)
-        )
+        provider = await stack.enter_async_context(provider_client(settings))
         for service in SERVICES:
             for lane in await stack.enter_async_context(lanes_of(service, settings, now=now)):
                 worker = Worker(
@@ -180,7 +192,7 @@ async def world_of(
                     task_queue=lane.queue,
                     activities=lane.activities,
                     max_concurrent_activities=lane.slots,
-                    interceptors=[trouble],
+                    interceptors=[*interceptors, trouble],
                 )
                 await stack.enter_async_context(worker)
         await stack.enter_async_context(workflow_worker(client, runner=runner))

