@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     database: dict[ServiceName, str] = {}
     read: dict[ServiceName, str] = {}
     owner: dict[ServiceName, str] = {}
+    faults: str = ""  # Rules as JSON or their file (everycent/faults.py); empty in production.
 
     @classmethod
     def settings_customise_sources(

@@ -29,6 +29,7 @@ from everycent.domain.sweep_questions import HOLD_SERVICES
 from everycent.errors import InvalidRequest
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.settings import SERVICES, ServiceName, Settings
+from workers import fault_points
 from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, sweeps, tries
 from workers.registration import check_registration
 from workflows.catalog import FLOWS
@@ -151,10 +152,11 @@ def workflow_worker(
         client,
         task_queue=queue,
         workflows=FLOWS,
-        workflow_runner=runner or UnsandboxedWorkflowRunner(),
+        workflow_runner=fault_points.hooked(runner or UnsandboxedWorkflowRunner()),
         max_cached_workflows=500,
         max_concurrent_workflow_tasks=100,
         activities=activities,
+        interceptors=fault_points.interceptors(),
         max_concurrent_activities=slots,
         max_concurrent_local_activities=slots,
         workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
@@ -181,6 +183,7 @@ def activity_worker(client: Client, lane: Lane) -> Worker:
         client,
         task_queue=lane.queue,
         activities=lane.activities,
+        interceptors=fault_points.interceptors(),
         max_concurrent_activities=lane.slots,
         activity_task_poller_behavior=PollerBehaviorAutoscaling(),
         graceful_shutdown_timeout=GRACE,
@@ -213,7 +216,7 @@ async def _noun(
                 guard=assert_no_transaction,
                 idempotency_lifetime=timedelta(hours=provider.key_lifetime_hours),
             )
-            yield PaymentActivities(database, gateway, now=now)
+            yield PaymentActivities(database, fault_points.watched(gateway), now=now)
         return
     nouns = {
         "order": OrderActivities,

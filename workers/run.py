@@ -8,6 +8,7 @@ from pathlib import Path
 
 from everycent.settings import Settings
 from starters.client import connect
+from workers import fault_points
 from workers.composition import WorkerName, workers_of
 
 
@@ -19,6 +20,7 @@ async def run_worker(name: WorkerName, settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    fault_points.arm(settings)
     client = await connect(settings)
     async with workers_of(name, client, settings) as workers, contextlib.AsyncExitStack() as stack:
         for worker in workers:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from everycent import faults
 from everycent.errors import Bug, PoolTimeout, Transient, Unknown, Unreachable
 from everycent.settings import PoolSettings
 
@@ -49,8 +50,12 @@ class Database:
             try:
                 with _translated():
                     yield connection
+                    if faults.armed is not None:
+                        await _reach(faults.armed, "commit.before", connection)
                 with _commit_in_doubt():
                     await connection.commit()
+                if faults.armed is not None:
+                    await _reach(faults.armed, "commit.after", connection)
             finally:
                 _in_transaction.reset(token)
 
@@ -144,6 +149,14 @@ def _engine(dsn: str, pool: PoolSettings, name: str, *, ping: bool) -> AsyncEngi
         connection.commit()
 
     return engine
+
+
+async def _reach(armed: faults.Faults, point: str, connection: AsyncConnection) -> None:
+    """Come to a fault point; the journal names the session, so that others can end it."""
+    raw = await connection.get_raw_connection()
+    session = raw.driver_connection
+    assert session is not None, "a connection in use has its driver's"
+    await armed.reach(point, backend=session.get_server_pid())
 
 
 def _milliseconds(seconds: float) -> str:

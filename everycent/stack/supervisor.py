@@ -113,6 +113,10 @@ class Supervisor:
         """Return how each process is now, in start order."""
         return {name: child.view() for name, child in self._children.items()}
 
+    def forgive(self, name: str) -> None:
+        """Forget how often a program has died: whoever kills it on purpose wants it back soon."""
+        self._children[name].forgive()
+
     def _tick(self, probes: ThreadPoolExecutor) -> None:
         for child in self._children.values():
             if child.state in ("starting", "ready"):
@@ -268,7 +272,10 @@ class _Child:
 
     def forgive_after_health(self) -> None:
         if time.monotonic() > self._started + HEALTHY_SECONDS:
-            self._backoff = FIRST_BACKOFF_SECONDS
+            self.forgive()
+
+    def forgive(self) -> None:
+        self._backoff = FIRST_BACKOFF_SECONDS
 
     def back_off(self) -> float:
         wait = self._backoff

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import typer
 
-from starters.cli import bookings, case, explain, operate, order, stack, sweeper
+from starters.cli import bookings, case, explain, operate, order, stack, sweep, sweeper
 from starters.cli.common import ExitCode, one_line, say
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (order, bookings, case, explain, operate, sweeper, stack):
+for part in (order, bookings, case, explain, operate, sweep, sweeper, stack):
     part.register(app)
 
 

@@ -1,0 +1,95 @@
+"""The cells of the matrix: which fault is put at which boundary of which outcome."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Deed = Literal[
+    "", "cancel", "end session", "lose commit", "lose reply", "stall commit", "commit late",
+    "kill worker", "stop database", "stop Temporal", "put Temporal back",
+]  # fmt: skip
+ACTIVITY = ("activity.before", "activity.after")
+COMMIT = ("commit.before", "commit.after")
+PROVIDER = ("provider.before", "provider.after")
+TASK = ("workflow_task.after",)
+
+
+@dataclass(frozen=True, order=True)
+class Boundary:
+    """The nth time that an order comes to a point of a step, as a run without faults has shown."""
+
+    point: str
+    step: str
+    nth: int
+
+    def __str__(self) -> str:
+        return f"{self.point} {self.step}" + (f" #{self.nth}" if self.nth > 1 else "")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault: the rule's action at a boundary, and what is done while a run halts there.
+
+    In a wave many runs halt, each at its own boundary, and one deed strikes all of them. After a
+    fault `for_good` the order may also end as one whose step has failed.
+    """
+
+    name: str
+    points: tuple[str, ...]
+    action: str = "halt"
+    deed: Deed = ""
+    wave: bool = False
+    for_good: bool = False
+
+
+FAULTS: tuple[Fault, ...] = (
+    Fault("Transient", ("activity.before", "commit.before", "provider.before"), "transient"),
+    Fault("Unknown", (*ACTIVITY, *COMMIT, *PROVIDER), "unknown"),
+    Fault("Bug", ACTIVITY, "bug", for_good=True),
+    Fault("zombie", (*ACTIVITY, "commit.before"), "zombie"),
+    Fault("delivered twice", ("activity.before",), "twice"),
+    Fault("delivered late", ("activity.after",), "late"),
+    Fault("overtaken", ("activity.before",), "overtaken", for_good=True),
+    Fault("cancelled here", ACTIVITY, deed="cancel"),
+    Fault("session ended", ("commit.before",), deed="end session"),
+    Fault("COMMIT lost", ("commit.before",), deed="lose commit"),
+    Fault("COMMIT's reply lost", ("commit.before",), deed="lose reply"),
+    Fault("COMMIT stalls", ("commit.before",), deed="stall commit"),
+    Fault("COMMIT comes late", ("commit.before",), deed="commit late"),
+    Fault("worker killed", (*ACTIVITY, *COMMIT, *PROVIDER, *TASK), deed="kill worker", wave=True),
+    Fault("database stopped", (*ACTIVITY, *COMMIT), deed="stop database", wave=True),
+    Fault("Temporal stopped", (*ACTIVITY, *TASK), deed="stop Temporal", wave=True),
+    Fault("Temporal put back", (*ACTIVITY, *TASK), deed="put Temporal back", wave=True),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fault at one boundary of one outcome."""
+
+    outcome: str
+    boundary: Boundary
+    fault: Fault
+
+
+def boundaries(journal: Iterable[dict[str, Any]]) -> dict[str, list[Boundary]]:
+    """Return, per order, the boundaries it has come to, in their order."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    found: dict[str, list[Boundary]] = {}
+    for line in journal:
+        if "hit" in line:
+            place = (line["order"], line["point"], line["step"])
+            seen[place] += 1
+            found.setdefault(line["order"], []).append(Boundary(*place[1:], nth=seen[place]))
+    return found
+
+
+def cells_of(outcome: str, places: Sequence[Boundary], faults: Sequence[Fault]) -> list[Cell]:
+    """Return every cell of an outcome: each fault at each boundary where it can happen."""
+    return [
+        Cell(outcome, boundary, fault)
+        for fault in faults
+        for boundary in places
+        if boundary.point in fault.points
+    ]

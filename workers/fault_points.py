@@ -1,0 +1,206 @@
+"""The fault points that lie in Temporal's hands: attempts of activities, tasks of workflows.
+
+Nothing of this is installed in a process that was not armed at its start.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from temporalio import activity
+from temporalio.bridge.proto.workflow_activation import WorkflowActivation
+from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+    WorkflowInstance,
+    WorkflowInstanceDetails,
+    WorkflowRunner,
+)
+
+from everycent import faults
+from everycent.errors import Bug, EverycentError, Transient, Unknown
+from everycent.faults import Rule, Visit
+from everycent.gateways.payment_provider import PaymentProvider
+from everycent.settings import Settings
+
+ERRORS: dict[str, type[EverycentError]] = {"transient": Transient, "unknown": Unknown, "bug": Bug}
+RULES_FILE = "faults.json"
+
+
+def arm(settings: Settings) -> None:
+    """Arm this process by the rules it was given, if any. Raises BadRuleError, a ValueError."""
+    told = settings.faults.strip()
+    file = settings.data_dir / RULES_FILE
+    if told.startswith("["):
+        faults.arm(told, ERRORS)
+    elif told:
+        faults.arm(Path(told), ERRORS)
+    elif file.exists():
+        faults.arm(file, ERRORS)
+
+
+def interceptors() -> Sequence[Interceptor]:
+    """Return what an armed worker puts around its activities."""
+    return [] if faults.armed is None else [_Points()]
+
+
+def hooked(runner: WorkflowRunner) -> WorkflowRunner:
+    """Return the runner, in an armed worker with a point behind each workflow task."""
+    return runner if faults.armed is None else _HookedRunner(runner)
+
+
+def watched(provider: PaymentProvider) -> PaymentProvider:
+    """Return the gateway, in an armed worker with points around each of its calls."""
+    return provider if faults.armed is None else cast(PaymentProvider, _WatchedProvider(provider))
+
+
+def order_of_workflow(workflow_id: str) -> str:
+    """Return `<tenant>/<order>` of `<flow>/<tenant>/<order>`."""
+    return workflow_id.partition("/")[2] or workflow_id
+
+
+class _Points(Interceptor):
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        """Put the points around an attempt."""
+        return _Attempt(next)
+
+
+class _Attempt(ActivityInboundInterceptor):
+    """One attempt of an activity: the points before and after it, and what is done to the whole."""
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        """Run the attempt; what a step of no workflow does passes no points."""
+        info, armed = activity.info(), faults.armed
+        if armed is None or info.workflow_id is None:
+            return await self.next.execute_activity(input)
+        patience = info.start_to_close_timeout.total_seconds() if info.start_to_close_timeout else 0
+        visit = Visit(order_of_workflow(info.workflow_id), info.activity_type, patience)
+        with faults.visiting(visit):
+            try:
+                return await self._between(armed, input)
+            except EverycentError as error:
+                failed_for_good = isinstance(error, Bug)
+                raise ApplicationError(
+                    str(error), type=type(error).__name__, non_retryable=failed_for_good
+                ) from error
+
+    async def _between(self, armed: faults.Faults, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        run = self.next.execute_activity
+        before = armed.strike("activity.before")
+        for rule in before:
+            if rule.action == "zombie":
+                return await asyncio.shield(armed.detach(self._rise(armed, rule, input)))
+            if rule.action == "overtaken":
+                armed.detach(self._deliver(armed, rule, input))
+                raise armed.error("bug", f"fault {rule.name}: the attempt was lost on its way")
+            if rule.action == "twice":
+                return await self._twice(armed, rule, input)
+            await armed.act(rule)
+        answer = await run(input)
+        for rule in armed.strike("activity.after"):
+            if rule.action == "late":
+                armed.detach(self._deliver(armed, rule, input))
+            else:
+                await armed.act(rule)
+        return answer
+
+    async def _rise(self, armed: faults.Faults, rule: Rule, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        """Go on when the attempt's time is over and another may long have answered."""
+        await armed.act(rule)
+        return await self._told(armed, rule, input)
+
+    async def _deliver(self, armed: faults.Faults, rule: Rule, input: ExecuteActivityInput) -> None:  # noqa: A002
+        """Run the attempt when the rule is gone: after all that came meanwhile."""
+        await armed.gone(rule)
+        await asyncio.gather(self._told(armed, rule, input), return_exceptions=True)
+
+    async def _twice(self, armed: faults.Faults, rule: Rule, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        """Run the attempt twice at once; both must say the same, unless one is to try again."""
+        said = await asyncio.gather(
+            *(self._told(armed, rule, input) for _ in range(2)), return_exceptions=True
+        )
+        answers = [each for each in said if not isinstance(each, BaseException)]
+        if not answers and isinstance(said[0], BaseException):
+            raise said[0]
+        if any(answer != answers[0] for answer in answers):
+            raise armed.error("bug", f"delivered twice, answered {answers[0]} and {answers[1]}")
+        return answers[0]
+
+    async def _told(self, armed: faults.Faults, rule: Rule, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        """Run the attempt and write into the journal what came of it."""
+        said = "no answer"
+        try:
+            answer = await self.next.execute_activity(input)
+            said = repr(answer)
+        except ApplicationError as error:
+            said = f"{error.type}: {error.message}"
+            raise
+        finally:
+            armed.note(rule, delivered=said[:200])
+        return answer
+
+
+class _WatchedProvider:
+    """A gateway that passes a point before and after each call."""
+
+    def __init__(self, provider: PaymentProvider) -> None:
+        self._provider = provider
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._provider, name)
+        if not inspect.iscoroutinefunction(member):
+            return member
+
+        async def call(*values: Any, **named: Any) -> Any:
+            armed = faults.armed
+            if armed is None:
+                return await member(*values, **named)
+            await armed.reach("provider.before", name)
+            answer = await member(*values, **named)
+            await armed.reach("provider.after", name)
+            return answer
+
+        return call
+
+
+class _HookedRunner(WorkflowRunner):
+    """Passes a point when a workflow task is computed and the server does not have it yet."""
+
+    def __init__(self, runner: WorkflowRunner) -> None:
+        self._runner = runner
+
+    def prepare_workflow(self, defn: Any) -> None:
+        """Let the runner prepare."""
+        self._runner.prepare_workflow(defn)
+
+    def set_worker_level_failure_exception_types(self, types: Any) -> None:
+        """Tell the runner."""
+        self._runner.set_worker_level_failure_exception_types(types)
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        """Wrap the instance's activation."""
+        instance = self._runner.create_instance(det)
+        activate = instance.activate
+        visit = Visit(order_of_workflow(det.info.workflow_id), det.info.workflow_type)
+
+        def hooked_activate(act: WorkflowActivation) -> WorkflowActivationCompletion:
+            completion = activate(act)
+            if faults.armed is not None and _moves_on(act):
+                faults.armed.reach_blocking("workflow_task.after", visit)
+            return completion
+
+        instance.activate = hooked_activate  # type: ignore[method-assign]
+        return instance
+
+
+def _moves_on(act: WorkflowActivation) -> bool:
+    """Tell a task that goes on from a replay, a question and an eviction."""
+    if act.is_replaying:
+        return False
+    kinds = {job.WhichOneof("variant") for job in act.jobs}
+    return bool(kinds - {"remove_from_cache", "query_workflow"})
