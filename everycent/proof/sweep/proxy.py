@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import struct
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
@@ -11,6 +12,23 @@ from everycent.stack.ports import LOOPBACK
 Fate = Literal["lose commit", "lose reply", "stall commit", "commit late"]
 _COMMIT = b"COMMIT"
 _CHUNK = 65536
+ANSWER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Doom:
+    """What becomes of a COMMIT; `go` ends the wait of one that stalls or comes late early."""
+
+    fate: Fate
+    seconds: float
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    struck: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait(self) -> None:
+        """Wait until it is time."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.go.wait(), self.seconds)
 
 
 class _Session:
@@ -18,8 +36,8 @@ class _Session:
 
     def __init__(self, proxy: "CommitProxy") -> None:
         self._proxy = proxy
-        self.fate: tuple[Fate, float] | None = None
-        self.struck = asyncio.Event()
+        self.doom: Doom | None = None
+        self._answered = asyncio.Event()
         self._mute = False
         self._greeting = b""
         self._backend: int | None = None
@@ -49,7 +67,7 @@ class _Session:
         client: asyncio.StreamWriter,
     ) -> None:
         while chunk := await reader.read(_CHUNK):
-            if self.fate is not None:
+            if self.doom is not None:
                 chunk = await _whole_message(chunk, reader)
                 if _is_commit(chunk):
                     if not await self._goes_on(chunk, server, client):
@@ -62,29 +80,31 @@ class _Session:
         self, commit: bytes, server: asyncio.StreamWriter, client: asyncio.StreamWriter
     ) -> bool:
         """Let the fate happen and tell whether the session goes on: only after a stall."""
-        assert self.fate is not None, "somebody has set it"
-        (fate, seconds), self.fate = self.fate, None
+        assert self.doom is not None, "somebody has set it"
+        doom, self.doom = self.doom, None
+        fate = doom.fate
+        doom.begun.set()
         if fate == "lose commit":
             client.transport.abort()
         elif fate == "lose reply":
             self._mute = True
             server.write(commit)
             await server.drain()
-            await self.struck.wait()  # Until the server has answered: the COMMIT is done.
+            await self._answered.wait()  # The COMMIT is done.
             client.transport.abort()
         elif fate == "commit late":
             self._mute = True
             client.transport.abort()
-            await asyncio.sleep(seconds)
+            await doom.wait()
             server.write(commit)
             await server.drain()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.struck.wait(), 5)
+                await asyncio.wait_for(self._answered.wait(), ANSWER_SECONDS)
         else:
-            await asyncio.sleep(seconds)
+            await doom.wait()
             server.write(commit)
             await server.drain()
-        self.struck.set()
+        doom.struck.set()
         return fate == "stall commit"
 
     async def _to_client(self, server: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
@@ -92,7 +112,7 @@ class _Session:
             if self._backend is None:
                 self._learn_backend(chunk)
             if self._mute:
-                self.struck.set()
+                self._answered.set()
                 continue
             client.write(chunk)
             await client.drain()
@@ -127,12 +147,11 @@ class CommitProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server
 
-    def doom(self, backend: int, fate: Fate, seconds: float = 0.0) -> asyncio.Event:
-        """Set the fate of a session's next COMMIT; the event tells that it has happened."""
-        session = self.sessions[backend]
-        session.struck.clear()
-        session.fate = (fate, seconds)
-        return session.struck
+    def doom(self, backend: int, fate: Fate, seconds: float = 0.0) -> Doom:
+        """Set the fate of a session's next COMMIT."""
+        doom = Doom(fate, seconds)
+        self.sessions[backend].doom = doom
+        return doom
 
     async def __aenter__(self) -> Self:
         """Listen."""

@@ -138,13 +138,14 @@ class Stage:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def crash(self, program: str, before_start: Callable[[], None]) -> None:
-        """Kill a server; its restart waits until the function has returned."""
+    def crash(self, program: str, before_start: Callable[[], None]) -> int:
+        """Kill a server and return its pid; its restart waits until the function has returned."""
         self.stack.at_next_start[program] = before_start
         self.stack.supervisor.forgive(program)
         pid = self.stack.processes[program].pid
         assert pid is not None, f"{program} does not run"
         os.kill(pid, signal.SIGQUIT if program == "postgres" else signal.SIGKILL)
+        return pid
 
     def snapshot_temporal(self) -> Callable[[], None]:
         """Copy Temporal's file as it is now; return what puts it back."""

@@ -10,8 +10,9 @@ from everycent.proof.sweep.cells import Fault
 from everycent.proof.sweep.scenario import SweptFlow
 from everycent.proof.sweep.stage import LOOK_SECONDS, Stage
 
-# Who stands longest decides: an open transaction has 10 s, a workflow task as well.
-STAND_SECONDS = 6.0
+# An open transaction has 10 s, a workflow task as well; the attempt of an activity 20 at least.
+STAND_SECONDS = 7.0
+STAND_IN_ACTIVITY_SECONDS = 14.0
 STOP_SECONDS = 2.0
 PUT_BACK_SECONDS = 1.0
 STALL_SECONDS = 2.0
@@ -22,10 +23,16 @@ class _Standing:
     fault: Fault
     tenant: str
     hit: dict[str, Any]
-    since: float = field(default_factory=time.monotonic)
     struck: "asyncio.Future[bool]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+
+    until: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        patient = str(self.hit["point"]).startswith(("activity", "provider"))
+        seconds = STAND_IN_ACTIVITY_SECONDS if patient else STAND_SECONDS
+        self.until = time.monotonic() + seconds
 
 
 class Deeds:
@@ -66,8 +73,8 @@ class Deeds:
             await asyncio.sleep(LOOK_SECONDS)
             if not self._standing:
                 continue
-            longest = time.monotonic() - self._standing[0].since
-            if not self._on_the_way or longest > STAND_SECONDS:
+            now = time.monotonic()
+            if not self._on_the_way or any(one.until < now for one in self._standing):
                 wave, self._standing = self._standing, []
                 await self._strike(wave)
 
@@ -77,16 +84,16 @@ class Deeds:
         if deed == "kill worker":
             self._stage.kill(dead)
         elif deed == "stop database":
-            self._stage.crash("postgres", lambda: time.sleep(STOP_SECONDS))
+            dead = {self._stage.crash("postgres", lambda: time.sleep(STOP_SECONDS))}
         elif deed == "stop Temporal":
-            self._stage.crash("temporal", lambda: time.sleep(STOP_SECONDS))
+            dead = {self._stage.crash("temporal", lambda: time.sleep(STOP_SECONDS))}
         else:
             put_back = await asyncio.to_thread(self._stage.snapshot_temporal)
             self._go(wave)
             await asyncio.sleep(PUT_BACK_SECONDS)  # So much of what happens now is forgotten.
-            self._stage.crash("temporal", put_back)
+            dead = {self._stage.crash("temporal", put_back)}
         self._go(wave)
-        await self._stage.all_ready(dead if deed == "kill worker" else ())
+        await self._stage.all_ready(dead)
 
     def _go(self, wave: Sequence[_Standing]) -> None:
         self._stage.remove(one.tenant for one in wave)
