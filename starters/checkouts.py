@@ -199,7 +199,8 @@ class Checkouts:
             order,
             id=order.workflow_id(),
             task_queue=self._queue,
-            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            # A run fails only before anything was begun: its id is free for the next try.
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             search_attributes=attributes.of_order(order),
             memo=self._memo,
