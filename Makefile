@@ -6,7 +6,7 @@ OURS := everycent workflows activities workers starters
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
-.PHONY: install test demo import-check interleavings histories bench requirements lint format lock clean
+.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,9 @@ interleavings: install
 
 histories: install
 	$(BIN)/python -m everycent.proof.histories tests/replay/histories
+
+soak: install
+	$(BIN)/python -m everycent.proof.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 bench: install
 	$(BIN)/python -m benchmarks

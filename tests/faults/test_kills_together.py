@@ -1,6 +1,7 @@
 """Workers that host everything are killed while their local steps run; nothing is done twice."""
 
 import asyncio
+import signal
 from collections.abc import Awaitable
 
 import pytest
@@ -74,6 +75,36 @@ async def _is(count: Awaitable[int], wanted: int) -> bool:
 async def _kill_both(site: Site) -> None:
     site.kill(*(f"worker-{name}" for name in TOGETHER))
     await site.all_ready()
+
+
+@pytest.mark.requirement("AC9.6")
+async def test_accepted_orders_are_completed_when_temporal_was_away(site: Site) -> None:
+    """While the server stands still nobody is told yes; what it had accepted goes on afterwards,
+    and who asked meanwhile is served once.
+
+    Red when: an order is answered before Temporal has it, or the payment that came meanwhile is
+    only ever told and not looked up.
+    """
+    await site.bookings.receive_stock("away", "LAMP", 5, request="first")
+    accepted, late = (
+        order_of_shop("away", "accepted", RedirectPayment()),
+        order_of_shop("away", "late"),
+    )
+    page = await site.place(accepted)
+    site.signal("temporal", signal.SIGSTOP)
+    try:
+        await site.pay_on_page(page)
+        placing = asyncio.create_task(site.place(late))
+        done, _ = await asyncio.wait([placing], timeout=5)
+        assert not done
+        assert await site.count("order", "shop_order", "tenant = 'away' AND decision <> 'OPEN'") == 0
+    finally:
+        site.signal("temporal", signal.SIGCONT)
+    await placing
+    ended = [await site.result(order, PATIENCE) for order in (accepted, late)]
+    assert [result.status for result in ended] == [OrderStatus.CONFIRMED] * 2
+    assert await site.stock("away") == {"LAMP": (3, 0, 2)}
+    assert sorted(i["captured_minor"] for i in await site.intents("away")) == [2933, 2933]
 
 
 @pytest.mark.requirement("AC2.5")
