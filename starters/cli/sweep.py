@@ -37,7 +37,12 @@ def sweep(
     point: Annotated[
         list[str] | None, typer.Option(help="Only boundaries of this point; may be repeated.")
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Only every nth cell.")] = 1,
+    step: Annotated[
+        list[str] | None, typer.Option(help="Only boundaries of this step; may be repeated.")
+    ] = None,
+    sample: Annotated[
+        int, typer.Option(min=0, help="So many cells of each fault at each kind of point; 0: all.")
+    ] = 0,
     at_once: Annotated[int, typer.Option(min=1, help="So many orders at a time.")] = 40,
     only_list: Annotated[bool, typer.Option("--list", help="Only list the cells.")] = False,
     as_json: AsJson = False,
@@ -53,7 +58,7 @@ def sweep(
     from everycent.proof.sweep.director import Plan
     from everycent.proof.sweep.run import listed, sweep_flow
 
-    plan = Plan(outcome or (), fault or (), point or (), at_once, every)
+    plan = Plan(outcome or (), fault or (), point or (), step or (), at_once, sample)
     if only_list:
         cells = run(listed(flow, plan, say))
         if as_json:

@@ -93,3 +93,19 @@ def cells_of(outcome: str, places: Sequence[Boundary], faults: Sequence[Fault]) 
         for boundary in places
         if boundary.point in fault.points
     ]
+
+
+def sample(cells: Sequence[Cell], per_place: int) -> list[Cell]:
+    """Return so many cells of each fault at each kind of point, spread over outcomes and steps.
+
+    Left out are attempts at the provider that outlive their time: 90 s are too long for a sample.
+    """
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        if cell.fault.action != "zombie" or not cell.boundary.step.startswith("payment."):
+            groups.setdefault((cell.fault.name, cell.boundary.point), []).append(cell)
+    chosen: list[Cell] = []
+    for number, group in enumerate(groups.values()):
+        stride = len(group) / per_place
+        chosen += [group[int(stride * n + number * 7) % len(group)] for n in range(per_place)]
+    return list(dict.fromkeys(chosen))

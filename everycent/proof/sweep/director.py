@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from everycent.faults import POINTS, Rule
-from everycent.proof.sweep.cells import FAULTS, Boundary, Cell, Fault, boundaries, cells_of
+from everycent.proof.sweep.cells import FAULTS, Boundary, Cell, Fault, boundaries, cells_of, sample
 from everycent.proof.sweep.matrix import CellResult, SweepReport
 from everycent.proof.sweep.scenario import Scenario, State, SweptFlow
 from everycent.proof.sweep.stage import DYING, LOOK_SECONDS, Stage
@@ -28,8 +28,14 @@ class Plan:
     outcomes: Sequence[str] = ()
     faults: Sequence[str] = ()
     points: Sequence[str] = ()
+    steps: Sequence[str] = ()
     at_once: int = 40
-    every: int = 1  # Only every nth cell: a sample, told as such.
+    sample: int = 0  # So many cells of each fault at each kind of point; 0 for all.
+
+    def wants(self, place: Boundary) -> bool:
+        """Tell whether a boundary is to be swept."""
+        point = not self.points or place.point in self.points
+        return point and (not self.steps or place.step in self.steps)
 
 
 @dataclass
@@ -87,9 +93,8 @@ class Director:
         found = await asyncio.gather(*(self._learn(scenario) for scenario in wanted))
         cells: list[Cell] = []
         for scenario, places in zip(wanted, found, strict=True):
-            kept = [p for p in places if not self._plan.points or p.point in self._plan.points]
-            cells += cells_of(scenario.name, kept, faults)
-        return cells[:: self._plan.every]
+            cells += cells_of(scenario.name, list(filter(self._plan.wants, places)), faults)
+        return sample(cells, self._plan.sample) if self._plan.sample else cells
 
     async def sweep(self, cells: Sequence[Cell]) -> SweepReport:
         """Run every cell, wait until nothing moves, audit, and say what came of each."""
@@ -110,7 +115,7 @@ class Director:
             flow=self._flow.name,
             cells=tuple(results),
             seconds=round(time.monotonic() - began, 1),
-            sampled_every=self._plan.every,
+            sample=self._plan.sample,
         )
 
     async def _learn(self, scenario: Scenario) -> list[Boundary]:

@@ -18,8 +18,8 @@ nothing and is told as "not reached".
 def page(report: SweepReport) -> str:
     """Return the whole page."""
     sample = (
-        f"\nThis was a sample: every {report.sampled_every}th cell.\n"
-        if report.sampled_every > 1
+        f"\nThis was a sample: {report.sample} cells of each fault at each kind of point.\n"
+        if report.sample
         else ""
     )
     parts = [

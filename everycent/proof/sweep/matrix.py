@@ -25,7 +25,7 @@ class SweepReport(Message):
     flow: str
     cells: tuple[CellResult, ...]
     seconds: float
-    sampled_every: int = 1
+    sample: int = 0  # So many cells of each fault at each kind of point; 0: all of them.
 
     @property
     def ok(self) -> bool:
