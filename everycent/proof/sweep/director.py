@@ -99,7 +99,7 @@ class Director:
     async def sweep(self, cells: Sequence[Cell]) -> SweepReport:
         """Run every cell, wait until nothing moves, audit, and say what came of each."""
         began = time.monotonic()
-        done: list[Run] = []
+        results: list[CellResult] = []
         by_fault: dict[Fault, list[Cell]] = {}
         for cell in cells:
             by_fault.setdefault(cell.fault, []).append(cell)
@@ -108,9 +108,7 @@ class Director:
         groups += [(f.name, each) for f, each in by_fault.items() if f.wave]
         for name, group in groups:
             self._say(f"{name}: {len(group)} cells")
-            done += await self._all(group)
-        self._say("auditing")
-        results = await self._judge(done)
+            results += await self._judge(await self._all(group))
         return SweepReport(
             flow=self._flow.name,
             cells=tuple(results),
@@ -266,17 +264,18 @@ class Director:
         audited = await self._flow.audit(self._stage.shop, tenants)
         results = []
         for tenant, run in tenants.items():
-            broken = list(audited.broken.get(tenant, ()))
+            order, broken = self._flow.order(tenant), list(audited.broken.get(tenant, ()))
             wrong_end = _wrong_end(run)
             how = "; ".join([*broken, *([wrong_end] if wrong_end else [])])
             if how:
+                self._say(f"RED {run.cell.outcome}, {run.cell.fault.name}, {order}: {how}")
                 how += f"\n{await self._flow.tell(self._stage.shop, tenant)}"
             results.append(
                 CellResult(
                     outcome=run.cell.outcome,
                     boundary=str(run.cell.boundary),
                     fault=run.cell.fault.name,
-                    order=self._flow.order(tenant),
+                    order=order,
                     stood=run.struck,
                     ended=run.state.status,
                     held=not how,
