@@ -44,6 +44,9 @@ def sweep(
         int, typer.Option(min=0, help="So many cells of each fault at each kind of point; 0: all.")
     ] = 0,
     at_once: Annotated[int, typer.Option(min=1, help="So many orders at a time.")] = 40,
+    together: Annotated[
+        bool, typer.Option("--together", help="Have one worker host everything.")
+    ] = False,
     only_list: Annotated[bool, typer.Option("--list", help="Only list the cells.")] = False,
     as_json: AsJson = False,
     document: Annotated[
@@ -58,7 +61,7 @@ def sweep(
     from everycent.proof.sweep.director import Plan
     from everycent.proof.sweep.run import listed, sweep_flow
 
-    plan = Plan(outcome or (), fault or (), point or (), step or (), at_once, sample)
+    plan = Plan(outcome or (), fault or (), point or (), step or (), at_once, together, sample)
     if only_list:
         cells = run(listed(flow, plan, say))
         if as_json:

@@ -29,10 +29,12 @@ from everycent.domain.order import (
 from everycent.errors import InvalidRequest
 from everycent.proof.audit import audit
 from everycent.proof.drivers import TemporalDrivers
+from everycent.proof.explain import explain
 from everycent.proof.provider_books import SimulatorBooks
 from everycent.proof.report import RuleState
 from everycent.proof.sweep.scenario import Audited, Scenario, Shop, State
-from workers.queues import finishes
+from everycent.proof.timeline_text import as_text
+from workers.queues import TOGETHER, finishes
 from workflows.checkout import Checkout
 from workflows.options import DATABASE_STEP
 
@@ -138,7 +140,7 @@ async def _lose_the_stock(shop: Shop, order: PlaceOrder) -> None:
         InventoryActivities.release_stock,
         ReleaseStock(key=key, at=now, opened_on=now.date(), reason="by mistake"),
         id=f"mistake/{key}",
-        task_queue=finishes("inventory"),
+        task_queue=TOGETHER if shop.together else finishes("inventory"),
         id_conflict_policy=ActivityIDConflictPolicy.USE_EXISTING,
         **DATABASE_STEP,
     )
@@ -220,9 +222,7 @@ class CheckoutFlow:
 
     async def cancel(self, shop: Shop, tenant: str) -> None:
         """Send the cancellation; the run answers it once the order is decided."""
-        handle = shop.client.get_workflow_handle_for(
-            Checkout.run, f"{self.name}/{self.order(tenant)}"
-        )
+        handle = shop.client.get_workflow_handle(f"{self.name}/{self.order(tenant)}")
         with contextlib.suppress(RPCError):
             await handle.start_update(
                 Checkout.cancel, CancelOrder(), wait_for_stage=WorkflowUpdateStage.ACCEPTED
@@ -252,9 +252,11 @@ class CheckoutFlow:
         return Audited({tenant: found for tenant, found in broken.items() if found}, rows)
 
     async def tell(self, shop: Shop, tenant: str) -> str:
-        """Print the order's file; the one place where a red cell is explained."""
-        file = await shop.reader.order_file(tenant, ORDER_ID)
-        return "there is no row of the order" if file is None else file.model_dump_json()
+        """Tell the order's whole story; the one place where a red cell is explained."""
+        story = await explain(
+            shop.settings, tenant, ORDER_ID, client=shop.client, provider=shop.provider
+        )
+        return "\n".join(as_text(story))
 
 
 FLOW = CheckoutFlow()

@@ -30,6 +30,7 @@ class Plan:
     points: Sequence[str] = ()
     steps: Sequence[str] = ()
     at_once: int = 40
+    together: bool = False  # One worker hosts everything, database steps are local activities.
     sample: int = 0  # So many cells of each fault at each kind of point; 0 for all.
 
     def wants(self, place: Boundary) -> bool:

@@ -54,5 +54,7 @@ async def _director(
     flow = flow_named(name)
     with tempfile.TemporaryDirectory(prefix="everycent-sweep-") as folder:
         say("starting the stack to be swept …")
-        async with stage(Path(folder), worker_command) as staged:
+        async with stage(
+            Path(folder), worker_command=worker_command, together=plan.together
+        ) as staged:
             yield Director(flow, staged, plan, say)

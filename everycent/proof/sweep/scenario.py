@@ -27,6 +27,7 @@ class Shop:
     checkouts: Checkouts
     bookings: Bookings
     provider: httpx.AsyncClient  # The simulator, its admin's API included.
+    together: bool = False  # Whether one worker hosts everything.
 
 
 @dataclass(frozen=True)

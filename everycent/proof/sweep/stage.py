@@ -24,7 +24,7 @@ from everycent.faults import Rule, journal_of
 from everycent.proof.sweep.proxy import CommitProxy, Fate
 from everycent.proof.sweep.scenario import Shop
 from everycent.settings import SERVICES, load
-from everycent.stack.embedded import EmbeddedStack
+from everycent.stack.embedded import TOGETHER, WORKERS, EmbeddedStack
 from everycent.stack.folder import write_private
 from everycent.stack.supervisor import Program
 from starters.bookings import Bookings
@@ -46,9 +46,15 @@ class SweptStack(EmbeddedStack):
     """An embedded stack whose workers are armed and reach their databases through a proxy."""
 
     def __init__(
-        self, folder: Path, rules: Path, proxy: CommitProxy, worker_command: WorkerCommand = list
+        self,
+        folder: Path,
+        rules: Path,
+        proxy: CommitProxy,
+        *,
+        worker_command: WorkerCommand = list,
+        together: bool = False,
     ) -> None:
-        super().__init__(folder)
+        super().__init__(folder, workers=TOGETHER if together else WORKERS)
         self.at_next_start: dict[str, Callable[[], None]] = {}
         self._rules = rules
         self._proxy = proxy
@@ -67,14 +73,14 @@ class SweptStack(EmbeddedStack):
 
         return dataclasses.replace(program, prepare=prepare)
 
-    def _worker(self, service: str) -> Program:
-        program = super()._worker(service)
+    def _worker(self, name: str) -> Program:
+        program = super()._worker(name)
         more = {
             "EVERYCENT_FAULTS": str(self._rules),
             "EVERYCENT_POOL__SIZE": str(POOL_SIZE),
             "TEMPORAL_DEBUG": "1",  # A workflow task may stand still for longer than 2 s.
         }
-        if service in SERVICES:
+        for service in SERVICES if name in TOGETHER else [s for s in SERVICES if s == name]:
             own = load(self.folder.path, service).database[service]
             through = make_url(own).set(port=self._proxy.port)
             dsn = through.render_as_string(hide_password=False)
@@ -165,9 +171,12 @@ class Stage:
 
         return put_back
 
-    def doom(self, backend: int, fate: str, seconds: float) -> None:
-        """Set what becomes of the next COMMIT of a session."""
+    def doom(self, backend: int, fate: str, seconds: float) -> bool:
+        """Set what becomes of the next COMMIT of a session; False if the session is gone."""
+        if backend not in self.proxy.sessions:
+            return False
         self.proxy.doom(backend, cast(Fate, fate), seconds)
+        return True
 
     async def end_session(self, backend: int) -> None:
         """End a database session as an administrator, or a failing server, does."""
@@ -189,12 +198,16 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(folder: Path, worker_command: WorkerCommand = list) -> AsyncIterator[Stage]:
+async def stage(
+    folder: Path, *, worker_command: WorkerCommand = list, together: bool = False
+) -> AsyncIterator[Stage]:
     """Start a stack to be swept, below a folder of its own; stop everything behind it."""
     rules = folder / "rules.json"
     write_private(rules, "[]")
     async with CommitProxy() as proxy:
-        stack = SweptStack(folder / "data", rules, proxy, worker_command)
+        stack = SweptStack(
+            folder / "data", rules, proxy, worker_command=worker_command, together=together
+        )
         await asyncio.to_thread(stack.start)
         try:
             settings = stack.settings
@@ -203,8 +216,9 @@ async def stage(folder: Path, worker_command: WorkerCommand = list) -> AsyncIter
             async with httpx.AsyncClient(
                 base_url=settings.provider.url, timeout=20, trust_env=False
             ) as provider:
-                bookings, checkouts = Bookings(client), Checkouts(client, reader)
-                shop = Shop(settings, client, reader, checkouts, bookings, provider)
+                bookings = Bookings(client, together=together)
+                checkouts = Checkouts(client, reader, together=together)
+                shop = Shop(settings, client, reader, checkouts, bookings, provider, together)
                 yield Stage(stack, shop, rules, proxy)
             await reader.close()
         finally:

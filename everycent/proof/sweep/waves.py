@@ -64,7 +64,7 @@ class Deeds:
         elif fault.deed == "end session":
             await self._stage.end_session(hit["backend"])
         else:
-            self._stage.doom(hit["backend"], fault.deed, STALL_SECONDS)
+            return self._stage.doom(hit["backend"], fault.deed, STALL_SECONDS)
         return True
 
     async def strike_waves(self) -> None:
