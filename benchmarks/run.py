@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import checkout_rate, hot_stock, order_history, worker_memory
+from benchmarks import checkout_rate, fault_points, hot_stock, order_history, worker_memory
 from benchmarks.orders import Till, fill_the_shelf
 from benchmarks.result import Report, Result
 from everycent.clock import now
@@ -26,7 +26,7 @@ from everycent.stack.embedded import TOGETHER, WORKERS, EmbeddedStack
 from starters.client import connect
 
 RESULTS = Path(__file__).with_name("results.json")
-PARTS = ("stock", "history", "rate", "memory")
+PARTS = ("stock", "history", "points", "rate", "memory")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ async def _measure(stack: EmbeddedStack, size: Size, parts: tuple[str, ...]) -> 
         for till in tills:
             run = uuid.uuid4().hex[:8]
             results += await order_history.measure(till, run=run, count=size.histories)
+    if "points" in parts:
+        _say("passing unarmed fault points …")
+        results += await fault_points.measure(stack, tills[0], runs=size.runs, count=size.count)
     if "rate" in parts:
         _say("empty workflows and orders in turn …")
         results += await checkout_rate.measure(stack, tills, pairs=size.runs, count=size.count)
