@@ -8,6 +8,7 @@ from typing import Any, Literal
 Deed = Literal[
     "", "cancel", "end session", "lose commit", "lose reply", "stall commit", "commit late",
     "kill worker", "stop database", "stop Temporal", "put Temporal back",
+    "put Temporal back alone",
 ]  # fmt: skip
 ACTIVITY = ("activity.before", "activity.after")
 COMMIT = ("commit.before", "commit.after")
@@ -32,7 +33,8 @@ class Fault:
     """One kind of fault: the rule's action at a boundary, and what is done while a run halts there.
 
     In a wave many runs halt, each at its own boundary, and one deed strikes all of them. After a
-    fault `for_good` the order may also end as one whose step has failed.
+    fault `for_good` the order may also end as one whose step has failed. Where the fault can leave
+    a run that cannot go on, an operator ends it and has its order taken up.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Fault:
     deed: Deed = ""
     wave: bool = False
     for_good: bool = False
+    needs_operator: bool = False
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -61,7 +64,11 @@ FAULTS: tuple[Fault, ...] = (
     Fault("database stopped", (*ACTIVITY, *COMMIT), deed="stop database", wave=True),
     Fault("Temporal stopped", (*ACTIVITY, *TASK), deed="stop Temporal", wave=True),
     Fault("Temporal put back", (*ACTIVITY, *TASK), deed="put Temporal back", wave=True),
-)
+    Fault(
+        "Temporal put back under live workers", (*ACTIVITY, *TASK),
+        deed="put Temporal back alone", wave=True, needs_operator=True,
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

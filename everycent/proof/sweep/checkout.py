@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from temporalio.client import WorkflowUpdateStage
-from temporalio.common import ActivityIDConflictPolicy
+from temporalio.common import ActivityIDConflictPolicy, SearchAttributeKey
 from temporalio.service import RPCError
 
 from activities.inventory import InventoryActivities
@@ -42,6 +42,7 @@ ORDER_ID, CUSTOMER, CURRENCY, SKU = "o", "ada", "EUR", "LAMP"
 PRICE_MINOR, POINTS = 2933, 300
 GOOD, BAD = "tok_ok", "tok_declined"
 LOOK_SECONDS = 0.2
+PROBLEMS = SearchAttributeKey.for_keyword_list("TemporalReportedProblems")  # The server's own.
 _S = OrderStatus
 Play = Callable[[Shop, PlaceOrder], Awaitable[None]]
 
@@ -234,6 +235,15 @@ class CheckoutFlow:
             request = RepairOrder(case_key=case.case_key, by="sweep", reason="the fault is over")
             with contextlib.suppress(InvalidRequest):
                 await shop.checkouts.repair(tenant, ORDER_ID, request)
+
+    async def take_up(self, shop: Shop, tenant: str) -> None:
+        """End the run if Temporal reports that its tasks fail, and place the order again."""
+        handle = shop.client.get_workflow_handle(f"{self.name}/{self.order(tenant)}")
+        with contextlib.suppress(RPCError):
+            told = (await handle.describe()).typed_search_attributes
+            if told.get(PROBLEMS):
+                await handle.terminate("its history is not the one that its worker remembers")
+                await shop.checkouts.take_up(tenant, ORDER_ID)
 
     async def audit(self, shop: Shop, tenants: Collection[str]) -> Audited:
         """Audit everything at once, and shop by shop to find who broke what."""

@@ -258,6 +258,9 @@ class Director:
                 parked = [tenant for tenant, state in states.items() if state.parked]
                 for tenant in parked:
                     await self._flow.repair(self._stage.shop, tenant)
+                for run in list(self._runs.values()):
+                    if run.struck and run.cell.fault.needs_operator and not run.is_over:
+                        await self._flow.take_up(self._stage.shop, run.tenant)
             await asyncio.sleep(2 * LOOK_SECONDS)
 
     async def _judge(self, runs: Sequence[Run]) -> list[CellResult]:

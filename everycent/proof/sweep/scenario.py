@@ -102,6 +102,10 @@ class SweptFlow(Protocol):
         """Do what an operator does with a parked order: have its steps tried again."""
         ...
 
+    async def take_up(self, shop: Shop, tenant: str) -> None:
+        """Do what an operator does with a run that cannot go on: end it, and start another."""
+        ...
+
     async def audit(self, shop: Shop, tenants: Collection[str]) -> Audited:
         """Check every invariant over the runs, when nothing moves any more."""
         ...

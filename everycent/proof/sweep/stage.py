@@ -144,6 +144,13 @@ class Stage:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def kill_named(self, *names: str) -> set[int]:
+        """Kill worker processes by name, and return their pids."""
+        views = [v for name, v in self.stack.processes.items() if name in names]
+        pids = {view.pid for view in views if view.pid is not None}
+        self.kill(pids)
+        return pids
+
     def crash(self, program: str, before_start: Callable[[], None]) -> int:
         """Kill a server and return its pid; its restart waits until the function has returned."""
         self.stack.at_next_start[program] = before_start

@@ -9,10 +9,12 @@ from typing import Any
 from everycent.proof.sweep.cells import Fault
 from everycent.proof.sweep.scenario import SweptFlow
 from everycent.proof.sweep.stage import LOOK_SECONDS, Stage
+from everycent.stack.embedded import TOGETHER
 
 # An open transaction has 10 s, a workflow task as well; the attempt of an activity 20 at least.
 STAND_SECONDS = 7.0
 STAND_IN_ACTIVITY_SECONDS = 14.0
+TOGETHER_WORKERS = tuple(f"worker-{name}" for name in TOGETHER)
 STOP_SECONDS = 2.0
 PUT_BACK_SECONDS = 1.0
 STALL_SECONDS = 2.0
@@ -92,6 +94,9 @@ class Deeds:
             self._go(wave)
             await asyncio.sleep(PUT_BACK_SECONDS)  # So much of what happens now is forgotten.
             dead = {self._stage.crash("temporal", put_back)}
+            if deed == "put Temporal back":
+                # As it has to be done: what workers remember of their runs is newer than the file.
+                dead |= self._stage.kill_named("worker-workflows", *TOGETHER_WORKERS)
         self._go(wave)
         await self._stage.all_ready(dead)
 
