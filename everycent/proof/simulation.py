@@ -38,7 +38,7 @@ ORDERS_PER_DAY = 52
 OF_EACH_STORY = 20  # In a month; in a day at least one.
 SKUS = (SKU, "DISC", "VASE", "BOOK", "SOFA")
 CUSTOMERS = ("cleo", "dora", "emil")
-WINDOW_SECONDS = 900
+WINDOW_SECONDS = 420
 LAST_HOURS = 48  # In which what is under way after the last day has to end.
 _ENDED = (
     "SELECT order_id, result FROM shop_order WHERE tenant = :tenant"
@@ -166,8 +166,8 @@ async def simulation(
         async def set_provider_clock(at: datetime) -> None:
             (await provider.post("/admin/clock", json={"now": at.isoformat()})).raise_for_status()
 
-        begins = await server.get_current_time()
-        simulated = SimulatedTime(server, begins, set_provider_clock)
+        activities, begins = NoOrphans(), await server.get_current_time()
+        simulated = SimulatedTime(server, begins, set_provider_clock, activities)
         world = await stack.enter_async_context(
             world_of(
                 settings,
@@ -175,7 +175,7 @@ async def simulation(
                 now=simulated.now,
                 later=simulated.later,
                 short_window_seconds=WINDOW_SECONDS,
-                interceptors=[NoOrphans()],
+                interceptors=[activities],
             )
         )
         reader = await stack.enter_async_context(auditor(settings))

@@ -101,7 +101,7 @@ class Scene:
     async def repair(self, **word: Any) -> None:
         """Give an operator's word on the parked step."""
         request = RepairOrder(case_key=await self.parked_case(), by="ada", **word)
-        await self.world.later(10 * MINUTE)
+        await self.world.later(5 * MINUTE)
         await self.world.checkouts.repair(self.order.tenant, self.order.order_id, request)
 
 
@@ -169,7 +169,7 @@ async def _just_place(scene: Scene) -> None:
 
 async def _pay_on_page(scene: Scene) -> None:
     await scene.place()
-    await scene.world.later(12 * MINUTE)
+    await scene.world.later(4 * MINUTE)
     await scene.pay_on_page()
 
 
@@ -213,7 +213,7 @@ async def _fail_to_reserve(scene: Scene) -> None:
 
 async def _cancel(scene: Scene) -> None:
     await scene.place()
-    await scene.world.later(7 * MINUTE)
+    await scene.world.later(4 * MINUTE)
     await scene.cancel()
 
 
@@ -224,7 +224,7 @@ async def _cancel_during(scene: Scene) -> None:
 
 async def _cancel_in_temporal(scene: Scene) -> None:
     await scene.place()
-    await scene.world.later(7 * MINUTE)
+    await scene.world.later(4 * MINUTE)
     await scene.world.client.get_workflow_handle(scene.order.workflow_id()).cancel()
 
 

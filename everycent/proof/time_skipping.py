@@ -15,6 +15,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.api.testservice.v1 import UnlockTimeSkippingRequest
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
@@ -22,8 +23,9 @@ from everycent.errors import InvalidRequest
 from everycent.stack.temporal import SEARCH_ATTRIBUTES
 from starters.client import DATA_CONVERTER
 
-GRID = timedelta(minutes=20)  # What happens within it happens at once, so that orders meet.
+GRID = timedelta(minutes=5)  # What happens within it happens at once, so that orders meet.
 BREATH = timedelta(seconds=1)  # How far the time goes while somebody does something.
+STANDSTILL_SECONDS = 5.0  # Of real time; nothing of ours takes so long.
 _KINDS = {
     "Keyword": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
     "KeywordList": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD_LIST,
@@ -55,12 +57,13 @@ async def time_skipping_server() -> AsyncIterator[WorkflowEnvironment]:
 
 
 class NoOrphans(Interceptor):
-    """Closes no order while another activity of its run is under way.
+    """Closes no order while another activity of its run is under way, as far as we can see.
 
     The server skips no time, for ever, once a run has ended before one of its activities.
     """
 
     def __init__(self) -> None:
+        self.begun = 0
         self._running: Counter[str] = Counter()  # By run.
         self._changed = asyncio.Condition()
 
@@ -71,10 +74,16 @@ class NoOrphans(Interceptor):
         """Put ourselves before the activity."""
         return _Counted(next, self)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no activity is under way."""
+        return not self._running.total()
+
     async def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """Do the work of the present activity, the last one of its run after all others."""
         run = activity.info().workflow_run_id or ""
         async with self._changed:
+            self.begun += 1
             self._running[run] += 1
         try:
             if activity.info().activity_type == "order.close_order":
@@ -108,8 +117,10 @@ class SimulatedTime:
         server: WorkflowEnvironment,
         begins: datetime,
         tell: Callable[[datetime], Awaitable[object]],
+        activities: NoOrphans,
     ) -> None:
         self._server = server
+        self._activities = activities
         self._tell = tell  # Whoever has a clock of his own.
         self._waiting: list[tuple[datetime, int, asyncio.Event]] = []
         self._numbers = itertools.count()
@@ -146,9 +157,19 @@ class SimulatedTime:
         await self._tell(self.at)
 
     async def _go_on_to(self, moment: datetime) -> None:
-        if moment > self.at:
-            await self._server.sleep(moment - self.at)
-            self.at = await self._server.get_current_time()
+        if moment <= self.at:
+            return
+        sleeping = asyncio.ensure_future(self._server.sleep(moment - self.at))
+        begun = self._activities.begun
+        while not (await asyncio.wait([sleeping], timeout=STANDSTILL_SECONDS))[0]:
+            if self._activities.is_idle and begun == self._activities.begun:
+                # An orphan all the same: the server waits for what it has forgotten.
+                await self._server.client.test_service.unlock_time_skipping(
+                    UnlockTimeSkippingRequest()
+                )
+            begun = self._activities.begun
+        await sleeping
+        self.at = await self._server.get_current_time()
 
     async def _settle(self) -> None:
         while self.busy:
