@@ -6,7 +6,7 @@ OURS := everycent workflows activities workers starters
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
-.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean
+.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,9 @@ histories: install
 
 soak: install
 	$(BIN)/python -m everycent.proof.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+simulate: install
+	@$(BIN)/python -m everycent.proof.simulation --seed $(or $(SEED),1) --days $(or $(DAYS),30)
 
 bench: install
 	$(BIN)/python -m benchmarks

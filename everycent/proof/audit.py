@@ -71,6 +71,7 @@ async def audit_again(
     reader: Reader,
     *,
     at: datetime,
+    tenant: str | None = None,
     orders: Sequence[str] | None = None,
     provider: ProviderBooks | None = None,
 ) -> AuditReport:
@@ -78,7 +79,7 @@ async def audit_again(
 
     With `orders` (xids) the rules about one order look at these alone: for who knows which moved.
     """
-    return await _Audit(reader, None, 5.0, None, provider, now=at, only=orders).run()
+    return await _Audit(reader, tenant, 5.0, None, provider, now=at, only=orders).run()
 
 
 @dataclass

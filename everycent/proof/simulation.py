@@ -32,9 +32,8 @@ from everycent.settings import Settings
 from everycent.stack.embedded import EmbeddedStack, Part
 
 SERVERS: tuple[Part, ...] = ("postgres", "migrate", "simulator")  # Temporal is another one here.
-TENANT = "month"
 MONTH_DAYS = 30
-ORDERS_PER_DAY = 52
+ORDERS_PER_DAY = 50
 OF_EACH_STORY = 20  # In a month; in a day at least one.
 SKUS = (SKU, "DISC", "VASE", "BOOK", "SOFA")
 CUSTOMERS = ("cleo", "dora", "emil")
@@ -92,6 +91,7 @@ class Simulation:
     time: SimulatedTime
     auditor: Reader
     say: Callable[[str], None]
+    tenant: str = "month"
     audits: int = 0
     told: Counter[str] = field(default_factory=Counter)  # Orders that ended, by story.
     _open: dict[str, Story] = field(default_factory=dict)  # By order id, until audited at its end.
@@ -101,9 +101,9 @@ class Simulation:
 
         Raises SimulationFailedError at the first broken rule, failed story or wrong end.
         """
-        await fill_shop(self.world, TENANT)
+        await fill_shop(self.world, self.tenant)
         for sku in SKUS:
-            await self.world.receive_stock(TENANT, sku, 100_000, request="second")
+            await self.world.receive_stock(self.tenant, sku, 100_000, request="second")
         people = [asyncio.ensure_future(self._live(each)) for each in plans]
         self.time.busy += len(people)
         try:
@@ -122,7 +122,7 @@ class Simulation:
     async def _live(self, plan: Plan) -> None:
         try:
             await self.time.until(self.time.begins + plan.after)
-            order = plan.story.order(self.world, TENANT, plan.order_id, **plan.wishes)
+            order = plan.story.order(self.world, self.tenant, plan.order_id, **plan.wishes)
             self._open[order.order_id] = plan.story
             await plan.story.play(Scene(self.world, order))
         finally:
@@ -133,9 +133,13 @@ class Simulation:
         for person in people:
             if person.done() and (error := person.exception()) is not None:
                 raise SimulationFailedError(f"a story broke off: {error!r}") from error
-        ended = await self.world.reader.rows("order", _ENDED, tenant=TENANT, ids=list(self._open))
+        ended = await self.world.reader.rows(
+            "order", _ENDED, tenant=self.tenant, ids=list(self._open)
+        )
         whole_day = hour % 24 == 0
-        await self._audit(hour, orders=None if whole_day else [f"{TENANT}/{o}" for o in self._open])
+        await self._audit(
+            hour, orders=None if whole_day else [f"{self.tenant}/{o}" for o in self._open]
+        )
         for row in ended:
             story, result = self._open.pop(row["order_id"]), OrderResult(**row["result"])
             self.told[story.name] += 1
@@ -146,7 +150,9 @@ class Simulation:
 
     async def _audit(self, hour: int, orders: Sequence[str] | None) -> AuditReport:
         books = SimulatorBooks(self.world.provider)
-        report = await audit_again(self.auditor, at=self.time.at, orders=orders, provider=books)
+        report = await audit_again(
+            self.auditor, at=self.time.at, tenant=self.tenant, orders=orders, provider=books
+        )
         self.audits += 1
         broken = [rule for rule in report.rules if rule.state is RuleState.BROKEN]
         if broken:
@@ -200,12 +206,12 @@ async def simulate(seed: int, days: int, say: Callable[[str], None]) -> None:
     )
 
 
-def _main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Simulate as the command line says; 5 if something did not hold, and how to see it again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--days", type=int, default=MONTH_DAYS)
-    given = parser.parse_args()
-    logging.disable(logging.CRITICAL)  # What fails on purpose.
+    given = parser.parse_args(arguments)
 
     def say(line: str) -> None:
         sys.stdout.write(f"{line}\n")
@@ -220,5 +226,6 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    code = _main()
+    logging.disable(logging.CRITICAL)  # What fails on purpose.
+    code = main()
     os._exit(code)  # A process with the SDK in it may abort when it ends by itself.
