@@ -6,7 +6,7 @@ OURS := everycent workflows activities workers starters
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
-.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate
+.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards
 
 install: $(VENV)/.installed
 
@@ -49,6 +49,9 @@ simulate: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+guards: install
+	$(BIN)/python -m tests.guards.run $(ONLY)
 
 requirements: install
 	@$(BIN)/python tests/house/requirements_table.py
