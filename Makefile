@@ -6,7 +6,7 @@ OURS := everycent workflows activities workers starters
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
-.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards
+.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards mutants
 
 install: $(VENV)/.installed
 
@@ -52,6 +52,9 @@ bench: install
 
 guards: install
 	$(BIN)/python -m tests.guards.run $(ONLY)
+
+mutants: install
+	$(BIN)/python -m tests.mutants
 
 requirements: install
 	@$(BIN)/python tests/house/requirements_table.py

@@ -110,3 +110,19 @@ def test_a_key_names_tenant_order_step_and_the_callers_request() -> None:
     assert step_key("t", "o-1", "refund", "r-7") == "t/o-1/refund/r-7"
     assert order_of("t/o-1/refund/r-7") == "t/o-1"
     assert wish().tenant == "t"
+
+
+def test_an_error_names_its_key() -> None:
+    other, tombstone = wish(units=4), row(FenceState.CANCELLED, tombstone=True)
+    errors = (
+        judge_try(tombstone, wish(), won=False),
+        judge_try(row(FenceState.TRIED), other, won=False),
+        judge_confirm(None, "t/o-1/reserve"),
+        judge_confirm(tombstone, "t/o-1/reserve"),
+        judge_cancel(row(FenceState.CONFIRMED), won=False),
+    )
+    assert all(str(error).startswith("t/o-1/reserve") for error in errors)
+
+
+def test_a_tombstone_was_made_by_no_request() -> None:
+    assert not same_request(row(FenceState.CANCELLED, tombstone=True), wish())

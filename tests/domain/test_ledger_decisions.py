@@ -7,20 +7,25 @@ from pydantic import ValidationError
 
 from everycent.domain.ledger import (
     Account,
+    AccountBalance,
     AccountKind,
     AccountOpened,
     AccountTaken,
     AlreadyReversed,
+    Entry,
     Leg,
     LimitExceeded,
     LimitRule,
+    Movement,
     NotPosted,
     OpenAccount,
     Original,
     PostTransfer,
     ReverseTransfer,
     Transfer,
+    TransferPending,
     TransferPosted,
+    TransferVoided,
     assert_balanced,
     hold,
     open_accounts,
@@ -242,3 +247,105 @@ def test_an_account_that_is_over_the_limit_does_not_get_it() -> None:
         account="cash", currency="EUR", needed_minor=7, available_minor=5
     )
     assert not decision.changed
+
+
+# --- What exactly is answered and posted ---
+
+
+def balance(place: tuple[str, str, str], **totals: int) -> AccountBalance:
+    zero = dict.fromkeys(
+        ("debits_posted", "credits_posted", "debits_pending", "credits_pending", "balance_minor"), 0
+    )
+    return AccountBalance.model_validate(
+        {**zero, **totals, "account": place[1], "currency": place[2]}
+    )
+
+
+def test_a_posting_writes_each_leg_with_its_number_balance_and_time() -> None:
+    legs = (leg("cash", 7), leg("sales", -7))
+    decided = post(empty(), [Transfer("t/o-1/sale", NOON, legs)])
+    assert decided.entries == [
+        Entry("t/o-1/sale", 0, legs[0], 7, NOON),
+        Entry("t/o-1/sale", 1, legs[1], -7, NOON),
+    ]
+
+
+def test_what_is_held_settled_and_voided_is_answered_with_its_balances() -> None:
+    transfer = sale("t/o-1/sale", 7)
+    first, second = transfer.places()
+    held = hold(empty(), [transfer])
+    assert held.answers[transfer.key] == TransferPending(
+        balances=(balance(first, debits_pending=7), balance(second, credits_pending=7))
+    )
+    assert held.entries == []
+    assert void(held.changed, [transfer]).answers[transfer.key] == TransferVoided(
+        balances=(balance(first), balance(second))
+    )
+    settled = settle(held.changed, [transfer])
+    assert settled.answers[transfer.key] == TransferPosted(
+        balances=(
+            balance(first, debits_posted=7, balance_minor=7),
+            balance(second, credits_posted=7, balance_minor=-7),
+        )
+    )
+    assert [entry.posted_at for entry in settled.entries] == [NOON, NOON]
+
+
+def test_a_reversal_is_answered_and_posted_at_its_own_time() -> None:
+    original = Original("CONFIRMED", (leg("cash", 7), leg("sales", -7)))
+    request = reversal("t/o-1/back", "t/o-1/sale")
+    decided = reverse(empty(), [request], {"t/o-1/sale": original}, {})
+    assert decided.answers[request.key] == TransferPosted(
+        balances=(
+            balance(CASH, credits_posted=7, balance_minor=-7),
+            balance(SALES, debits_posted=7, balance_minor=7),
+        )
+    )
+    assert {entry.posted_at for entry in decided.entries} == {request.at}
+    full = {**empty(), CASH: Account(limit_rule=LimitRule.CREDITS_NOT_OVER_DEBITS)}
+    assert reverse(full, [request], {"t/o-1/sale": original}, {}).answers[request.key] == (
+        LimitExceeded(account="cash", currency="EUR", needed_minor=7, available_minor=0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "limited", "free", "sign"),
+    [
+        (LimitRule.DEBITS_NOT_OVER_CREDITS, "debits", "credits", 1),
+        (LimitRule.CREDITS_NOT_OVER_DEBITS, "credits", "debits", -1),
+    ],
+)
+def test_a_limit_tells_what_was_needed_and_what_there_was(
+    rule: LimitRule, limited: str, free: str, sign: int
+) -> None:
+    """Posted and pending both count, on the limited side; of the other only what is posted."""
+    account = Account(
+        limit_rule=rule,
+        **{f"{free}_posted": 20, f"{limited}_posted": 5, f"{limited}_pending": 3},  # type: ignore[arg-type]
+    )
+    assert account.room_minor() == 12
+    accounts = {**empty(), CASH: account}
+    decided = post(accounts, [sale("t/o-1/fits", sign * 10), sale("t/o-2/not", sign * 4)])
+    assert decided.answers["t/o-2/not"] == LimitExceeded(
+        account="cash", currency="EUR", needed_minor=4, available_minor=2
+    )
+
+
+def test_an_account_without_a_limit_has_no_room_to_lose() -> None:
+    assert Account(debits_posted=9).room_minor() == 0
+    assert Account(debits_posted=9).moved(-4, Movement(posted=0, pending=1)).credits_pending == 4
+
+
+def test_a_key_names_the_shop_by_its_first_part_only() -> None:
+    assert sale("t/o-1/sale/again", 1).places()[0][0] == "t"
+
+
+def test_an_account_that_has_another_kind_tells_which_and_where() -> None:
+    taken = {**empty(), CASH: Account(kind=AccountKind.ASSET)}
+    request = opening("t/ledger/open/cash", LimitRule.DEBITS_NOT_OVER_CREDITS)
+    place = (request.tenant, request.account, request.currency)
+    accounts = {**taken, place: Account(kind=AccountKind.EXPENSE)}
+    assert open_accounts(accounts, [request]).answers[request.key] == AccountTaken(
+        account=request.account, currency="EUR", account_kind=AccountKind.EXPENSE,
+        limit_rule=LimitRule.NONE,
+    )  # fmt: skip

@@ -10,6 +10,8 @@ from everycent.domain.money import readable
     [
         (2933, "EUR", "29.33 EUR"),
         (5, "EUR", "0.05 EUR"),
+        (12, "EUR", "0.12 EUR"),
+        (123, "EUR", "1.23 EUR"),
         (0, "USD", "0.00 USD"),
         (-2933, "USD", "-29.33 USD"),
         (123456789, "USD", "1,234,567.89 USD"),

@@ -122,3 +122,27 @@ def test_every_field_that_moves_money_or_goods_is_compared() -> None:
     assert set(PlaceOrder.HASHED) == everything
     other = order.model_copy(update={"points": 1, "currency": "USD"})
     assert differing_fields(stored, other) == ("currency", "points")
+
+
+def test_a_moved_decision_keeps_what_its_request_says_and_who_shares_it() -> None:
+    """A commit names the payment that pays; taken back, it is still known which one was meant."""
+    commit = asked(Decision.COMMITTING)
+    standing = move(Verdict(decision=Decision.OPEN, attempt="other", shared=True), commit)
+    assert standing == Verdict(
+        decision=Decision.COMMITTING, attempt="first", status=OrderStatus.CANCELLED, reason="r",
+        shared=True,
+    )  # fmt: skip
+    back = asked(Decision.ABORTING, {"kind": "capture_refused"}).model_copy(
+        update={"attempt": "third"}
+    )
+    assert move(standing, back) == standing.model_copy(update={"decision": Decision.ABORTING})
+    assert move(Verdict(decision=Decision.OPEN), back).attempt is None
+
+
+def test_a_step_of_an_order_has_its_key_and_verdicts_agree_whoever_shares_them() -> None:
+    order = PlaceOrder.model_validate({**GOOD, "tenant": "t"})
+    assert order.step_key("reserve") == "t/o-1/reserve"
+    assert order.step_key("pay", "second") == "t/o-1/pay/second"
+    one, other = Verdict(decision=Decision.OPEN), Verdict(decision=Decision.OPEN, shared=True)
+    assert one.agrees_with(other)
+    assert not one.agrees_with(Verdict(decision=Decision.ABORTING))

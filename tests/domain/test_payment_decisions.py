@@ -186,3 +186,34 @@ def test_a_call_that_was_answered_or_never_written_is_a_first() -> None:
     for earlier in (None, answered):
         plan = plan_call(earlier, at=NOON, until=NOON, key_lifetime=timedelta())
         assert plan is CallPlan.FIRST
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answer_authorise(row(), says("requires_confirmation")),
+        answer_authorise(row(), says("captured")),
+        answer_capture(row(), says("authorised")),
+        answer_capture(row(), says("captured", captured_minor=99)),
+        answer_void(row(), says("authorised")),
+        answer_authorise(row(), says("authorised", amount_minor=99)),
+        answer_refund(refund(1), row(), RefundSays(state="pending")),
+    ],
+)
+def test_an_error_names_its_item(error: object) -> None:
+    assert isinstance(error, Bug | Unknown)
+    assert str(error).startswith("t/o/")
+
+
+def test_a_refusal_tells_the_providers_code_or_at_least_the_state() -> None:
+    for answer in (answer_customer, answer_capture):
+        assert answer(row(), says("declined", code="stolen")).code == "stolen"  # type: ignore[union-attr]
+        assert answer(row(), says("expired")).code == "expired"  # type: ignore[union-attr]
+
+
+def test_a_refund_of_what_is_not_there_is_refused_with_nothing_left() -> None:
+    taken = row(captured_minor=100, refunded_minor=30, currency="USD")
+    wishes = [refund(1, "r-1"), refund(1, "r-2", payment_key="t/o/pay/none")]
+    refused = reserve_refunds({taken.key: taken}, wishes).refused
+    assert refused[wishes[0].key] == RefundRefused(code="currency_differs", refundable_minor=70)
+    assert refused[wishes[1].key] == RefundRefused(code="nothing_captured", refundable_minor=0)
