@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from everycent.domain.message import Message, StepRequest
     from everycent.domain.outcome import Refusal
     from everycent.proof.audit import audit
+    from everycent.proof.conformance import BrokenPromise, assert_idempotent, one_by_one
+    from everycent.proof.conformance_participant import Participant, Steps, assert_participant
     from everycent.proof.report import AuditReport
     from workflows.saga import ParkedStep, Saga, uninterrupted
 
 __all__ = (
-    "AuditReport", "Claims", "FenceState", "FenceTable", "Message", "ParkedStep", "Refusal", "Saga",
-    "StepRequest", "audit", "claim_cancels", "claim_tries", "fence_table",
-    "lock_for_confirm", "store_ends", "store_tries", "uninterrupted",
+    "AuditReport", "BrokenPromise", "Claims", "FenceState", "FenceTable", "Message", "ParkedStep",
+    "Participant", "Refusal", "Saga", "StepRequest", "Steps", "assert_idempotent",
+    "assert_participant", "audit", "claim_cancels", "claim_tries", "fence_table",
+    "lock_for_confirm", "one_by_one", "store_ends", "store_tries", "uninterrupted",
 )  # fmt: skip
 
 # In a wheel our `workflows` lies inside our own name: somebody else's may be installed beside us.
@@ -46,6 +49,8 @@ _HOMES = {
     "everycent.domain.message": ("Message", "StepRequest"),
     "everycent.domain.outcome": ("Refusal",),
     "everycent.proof.audit": ("audit",),
+    "everycent.proof.conformance": ("BrokenPromise", "assert_idempotent", "one_by_one"),
+    "everycent.proof.conformance_participant": ("Participant", "Steps", "assert_participant"),
     "everycent.proof.report": ("AuditReport",),
 }  # fmt: skip
 

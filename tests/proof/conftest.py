@@ -4,7 +4,7 @@ The shop, its workers and its Temporal are those of the workflow tests.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 
 import httpx
@@ -20,6 +20,7 @@ from everycent.database.migrate import migrate
 from everycent.database.reads import Reader
 from everycent.domain.inventory import ReleaseStock
 from everycent.domain.order import BalancePayment, OrderStatus
+from everycent.proof.interleavings_run import databases_on
 from everycent.settings import SERVICES, PoolSettings, ServiceName, Settings
 from everycent.stack.postgres import PostgresServer
 from starters.checkouts import Checkouts
@@ -178,3 +179,18 @@ async def _lose_stock(shop: Shop) -> None:
     request = ReleaseStock(key=key, at=now, opened_on=now.date(), reason="by the test")
     async with shop.databases["inventory"].transaction() as tx:
         await inventory.release_stock(tx, [request])
+
+
+@pytest.fixture(scope="session")
+def unsynced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A server that does not wait for the disk: for thousands of COMMITs, and no crash of it."""
+    server = PostgresServer(tmp_path_factory.mktemp("unsynced") / "server", durable=False)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+async def dsns(unsynced: PostgresServer) -> dict[str, str]:
+    """The database of each kind of row that is interleaved."""
+    return await databases_on(unsynced)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,22 +10,12 @@ from everycent.database import fence
 from everycent.proof.interleavings import Case, Lane, Result
 from everycent.proof.interleavings_kinds import Kind
 from everycent.proof.interleavings_rows import KINDS, SEATS
-from everycent.proof.interleavings_run import BOTH, Part, databases_on, play
+from everycent.proof.interleavings_run import BOTH, Part, play
 from everycent.proof.interleavings_session import Cut, Ending, Point, stages
 from everycent.proof.interleavings_tree import Standing, Tree, orders
-from everycent.stack.postgres import PostgresServer
 from tests.proof import broken_fences
 
 COMMIT = (Ending.COMMIT,)
-
-
-@pytest.fixture(scope="session")
-async def dsns(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, str]]:
-    """A server that does not wait for the disk: thousands of schedules, and no crash among them."""
-    server = PostgresServer(tmp_path_factory.mktemp("interleavings") / "server", durable=False)
-    server.start()
-    yield await databases_on(server)
-    server.stop()
 
 
 # --- The real fence ---
