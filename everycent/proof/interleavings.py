@@ -119,6 +119,7 @@ class Lane:
             Session(
                 operation=self._kind.operations[operation],
                 requests=[self._kind.request(operation, place, n) for n in batch],
+                keys=[self._kind.key(place, n) for n in batch],
                 points=self._kind.points[operation],
                 ending=ending,
                 table=self._kind.table,
@@ -168,7 +169,7 @@ class Lane:
         states, parts = await self._read(pending)
         books = []
         for played in pending:
-            book, broken = judge_schedule(played, states, parts[played.place])
+            book, broken = judge_schedule(played, states, parts.get(played.place))
             books.append(book)
             self._find(played, broken)
         late: dict[str, list[tuple[str, str, Any]]] = {}
@@ -179,12 +180,14 @@ class Lane:
             late |= await self._call(self._kind.after, places, range(ring))
         states, parts = await self._read(pending)
         for book, played in zip(books, pending, strict=True):
-            broken = judge_after(book, played, late[played.place], states, parts[played.place])
+            broken = judge_after(book, played, late[played.place], states, parts.get(played.place))
             self._find(played, broken)
 
     async def _read(self, pending: Sequence[Played]) -> tuple[dict[str, str], dict[str, Any]]:
         async with self._database.transaction() as tx:
             states = await self._kind.states(tx, [key for each in pending for key in each.keys])
+            if self._kind.parts is None:
+                return states, {}
             return states, await self._kind.parts(tx, [each.place for each in pending])
 
     def _find(self, played: Played, broken: Sequence[str]) -> None:

@@ -57,7 +57,7 @@ class Book:
 
     def take(self, operation: str, key: str, answer: Any) -> str | None:
         """Let an operation happen; return what is wrong with its answer, if anything."""
-        state = self.states.get(key, ABSENT)
+        state = self.states.get(key, self._kind.begins)
         after, wanted = self._kind.rules[state, operation]
         self.states[key] = after
         if isinstance(wanted, type):
@@ -65,6 +65,8 @@ class Book:
         elif wanted == "new":
             right = not isinstance(answer, EverycentError | Refusal)
             self._first[key, operation] = answer
+        elif wanted != "same":
+            right = self._kind.shows(answer) == wanted
         else:
             right = answer == self._first.get((key, operation))
         if right:
@@ -74,7 +76,7 @@ class Book:
 
 
 def judge_schedule(
-    played: Played, states: Mapping[str, str], parts: Parts
+    played: Played, states: Mapping[str, str], parts: Parts | None
 ) -> tuple[Book, list[str]]:
     """Return the book after the schedule, and every promise that the schedule broke."""
     book = Book(played.kind)
@@ -89,22 +91,31 @@ def judge_after(
     played: Played,
     late: Sequence[tuple[str, str, Any]],
     states: Mapping[str, str],
-    parts: Parts,
+    parts: Parts | None,
 ) -> list[str]:
     """Return every promise that calls broke which came when all was over."""
     broken = [f"afterwards, {what}" for what in _take(book, late)]
     return broken + [f"afterwards, {what}" for what in judge_rows(book, played, states, parts)]
 
 
-def judge_rows(book: Book, played: Played, states: Mapping[str, str], parts: Parts) -> list[str]:
+def judge_rows(
+    book: Book, played: Played, states: Mapping[str, str], parts: Parts | None
+) -> list[str]:
     """Compare the rows and the resources with the book."""
+    begins = played.kind.begins
+    ended = {key: states.get(key, ABSENT) for key in played.keys}
+    wanted = {key: book.states.get(key, begins) for key in played.keys}
     broken = [
-        f"the row of {key} is {states.get(key, ABSENT)} instead of {book.states.get(key, ABSENT)}"
+        f"the row of {key} is {ended[key]} instead of {wanted[key]}"
         for key in played.keys
-        if states.get(key, ABSENT) != book.states.get(key, ABSENT)
+        if ended[key] != wanted[key]
     ]
-    ended = Counter(states.get(key, ABSENT) for key in played.keys)
+    return broken if parts is None else broken + _judge_parts(Counter(ended.values()), parts)
+
+
+def _judge_parts(ended: Counter[str], parts: Parts) -> list[str]:
     held, done = UNITS * ended["TRIED"], UNITS * ended["CONFIRMED"]
+    broken = []
     if parts.held != held:
         broken.append(f"{parts.held} are held, the rows hold {held}: a hold has no owner")
     if parts.done != done:
@@ -139,10 +150,10 @@ def _events(played: Played) -> list[tuple[int, str, str, Any]]:
         (
             session.asked_at if isinstance(answer, NothingTried) else session.ended_at,
             operation,
-            request.key,
+            key,
             answer,
         )
         for operation, session in zip(played.operations, played.sessions, strict=True)
         if session.committed
-        for request, answer in zip(session.requests, session.answers or (), strict=True)
+        for key, answer in zip(session.keys, session.answers or (), strict=True)
     ]

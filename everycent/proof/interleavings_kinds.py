@@ -7,7 +7,7 @@ number n takes `UNITS` of one of them, in another order than that of the keys.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -28,8 +28,9 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 TODAY = date(2026, 1, 2)
 ABSENT = "absent"
 
-# What an operation answers: its own new answer, its first answer again, or this error.
-Outcome = Literal["new", "same"] | type[EverycentError]
+# What an operation answers: its own new answer, its first answer again, this error, or (any other
+# text) what the kind shows of the answer.
+Outcome = str | type[EverycentError]
 Rules = Mapping[tuple[str, str], tuple[str, Outcome]]
 
 # Design rule 3, written down once more: the judge shares no code with the fence.
@@ -68,9 +69,9 @@ class Parts:
 class Kind:
     """A kind of row, its operations, and how to read what they left.
 
-    `names` are what the requirements call the operations; a duplicate is the same request once
-    more, to the byte. `rules` say what each answers in each state; `after` is sent when a schedule
-    has ended, to see that nothing late moves anything.
+    A key without a row is in the state `begins`. `names` are what the requirements call the
+    operations; a duplicate is the same request once more, to the byte. `rules` say what each answers
+    in each state; `after` is sent when a schedule has ended: nothing late may move anything.
     """
 
     name: str
@@ -79,7 +80,10 @@ class Kind:
     operations: Mapping[str, Operation]
     request: Callable[[str, str, int], Any]
     prepare: Callable[[AsyncConnection, Sequence[str]], Awaitable[None]]
-    parts: Callable[[AsyncConnection, Sequence[str]], Awaitable[dict[str, Parts]]]
+    parts: Callable[[AsyncConnection, Sequence[str]], Awaitable[dict[str, Parts]]] | None = None
+    shows: Callable[[Any], str] = str
+    begins: str = ABSENT
+    states_query: str | None = None
     points: Mapping[str, tuple[Point, ...]] = field(default_factory=lambda: FENCE_POINTS)
     rules: Rules = field(default_factory=lambda: FENCE_RULES)
     names: tuple[str, ...] = ("try", "try", "confirm", "cancel", "cancel")
@@ -92,10 +96,8 @@ class Kind:
 
     async def states(self, tx: AsyncConnection, keys: Sequence[str]) -> dict[str, str]:
         """Return the state of each key that has a row."""
-        result = await tx.execute(
-            sql(f"SELECT key, state FROM {self.table} WHERE key = ANY(CAST(:keys AS text[]))"),
-            {"keys": list(keys)},
-        )
+        query = f"SELECT key, state FROM {self.table} WHERE key = ANY(CAST(:keys AS text[]))"
+        result = await tx.execute(sql(self.states_query or query), {"keys": list(keys)})
         return {row.key: row.state for row in result}
 
 

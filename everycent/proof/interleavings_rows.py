@@ -1,6 +1,6 @@
 """The kinds of resource rows that are interleaved, and the generic fence on a table of its own."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -274,5 +274,3 @@ SEATS = Kind(
         f" FROM seats {_OURS}"
     ),
 )
-
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (SEATS, STOCK, BALANCE, POINTS, TRANSFER)}

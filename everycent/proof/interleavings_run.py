@@ -21,11 +21,16 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from everycent.database.migrate import migrate
 from everycent.proof.interleavings import Case, Lane, Result, cases, draws
 from everycent.proof.interleavings_kinds import Kind
-from everycent.proof.interleavings_rows import KINDS, SEAT_TABLES
+from everycent.proof.interleavings_order import DECISION
+from everycent.proof.interleavings_payment import INTENT, PAYMENT
+from everycent.proof.interleavings_rows import BALANCE, POINTS, SEAT_TABLES, SEATS, STOCK, TRANSFER
 from everycent.proof.interleavings_session import Cut, Ending, stages
 from everycent.settings import SERVICES, ServiceName, Settings
 from everycent.stack.postgres import PostgresServer
 
+KINDS = {
+    kind.name: kind for kind in (SEATS, STOCK, BALANCE, POINTS, TRANSFER, INTENT, PAYMENT, DECISION)
+}
 BOTH = (Ending.COMMIT, Ending.ABORT)
 ALL = tuple(Ending)
 

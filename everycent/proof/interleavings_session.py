@@ -75,6 +75,7 @@ class Session:
 
     operation: Operation
     requests: Sequence[Any]
+    keys: Sequence[str]
     points: tuple[Point, ...]
     ending: Ending
     table: str

@@ -82,6 +82,7 @@ class Rows:
         return Steps(*made)
 
     async def state(self) -> Mapping[str, int]:
+        assert self._kind.parts is not None
         async with self.engine.connect() as tx:
             return vars((await self._kind.parts(tx, [self._place]))[self._place])
 

@@ -9,8 +9,8 @@ import pytest
 from everycent.database import fence
 from everycent.proof.interleavings import Case, Lane, Result
 from everycent.proof.interleavings_kinds import Kind
-from everycent.proof.interleavings_rows import KINDS, SEATS
-from everycent.proof.interleavings_run import BOTH, Part, play
+from everycent.proof.interleavings_rows import SEATS
+from everycent.proof.interleavings_run import BOTH, KINDS, Part, play
 from everycent.proof.interleavings_session import Cut, Ending, Point, stages
 from everycent.proof.interleavings_tree import Standing, Tree, orders
 from tests.proof import broken_fences
