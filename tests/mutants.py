@@ -18,8 +18,15 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 COPIED = (
-    "everycent", "activities", "workflows", "workers", "starters", "tests", "docs", "pyproject.toml",
-)  # fmt: skip
+    "everycent",
+    "activities",
+    "workflows",
+    "workers",
+    "starters",
+    "tests",
+    "docs",
+    "pyproject.toml",
+)
 WANTED = 90.0
 KILLED = ("killed", "timeout")
 WITHOUT_TEXTS = """

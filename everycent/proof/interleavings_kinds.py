@@ -70,8 +70,9 @@ class Kind:
     """A kind of row, its operations, and how to read what they left.
 
     A key without a row is in the state `begins`. `names` are what the requirements call the
-    operations; a duplicate is the same request once more, to the byte. `rules` say what each answers
-    in each state; `after` is sent when a schedule has ended: nothing late may move anything.
+    operations; a duplicate is the same request once more, to the byte. `rules` say what each
+    answers in each state; `after` is sent when a schedule has ended: nothing late may move
+    anything.
     """
 
     name: str

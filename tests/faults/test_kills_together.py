@@ -97,7 +97,9 @@ async def test_accepted_orders_are_completed_when_temporal_was_away(site: Site) 
         placing = asyncio.create_task(site.place(late))
         done, _ = await asyncio.wait([placing], timeout=5)
         assert not done
-        assert await site.count("order", "shop_order", "tenant = 'away' AND decision <> 'OPEN'") == 0
+        assert (
+            await site.count("order", "shop_order", "tenant = 'away' AND decision <> 'OPEN'") == 0
+        )
     finally:
         site.signal("temporal", signal.SIGCONT)
     await placing
