@@ -19,6 +19,8 @@ T = TypeVar("T")
 RUN_SECONDS = 300.0
 AGAIN_SECONDS = 0.5
 LEARN_SECONDS = 120.0
+LOOK_LIMIT_SECONDS = 10.0  # A server that is being killed may never answer.
+HELP_LIMIT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Run:
     state: State = field(default_factory=State)
     struck: bool = False
     trouble: str = ""
+    helping: "asyncio.Task[None] | None" = None
 
     @property
     def is_over(self) -> bool:
@@ -216,8 +219,10 @@ class Director:
             yield
         finally:
             del self._runs[run.tenant]
-            playing.cancel()
-            await asyncio.gather(playing, return_exceptions=True)
+            tasks = [playing, *([run.helping] if run.helping else [])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _play(self, run: Run) -> None:
         """Do as customers do: who gets an error asks again."""
@@ -247,21 +252,29 @@ class Director:
         run.trouble = run.trouble or f"stuck for {seconds:.0f} s"
 
     async def _look(self) -> None:
-        """Look at the journal and all orders under way, for ever; help the parked ones."""
+        """Look at the journal and all orders under way, for ever; help those that need it."""
         while True:
             self._stage.look()
             with contextlib.suppress(*DYING):
-                states = await self._flow.states(self._stage.shop, list(self._runs))
+                async with asyncio.timeout(LOOK_LIMIT_SECONDS):
+                    states = await self._flow.states(self._stage.shop, list(self._runs))
                 for tenant, state in states.items():
                     if run := self._runs.get(tenant):
                         run.state = state
-                parked = [tenant for tenant, state in states.items() if state.parked]
-                for tenant in parked:
-                    await self._flow.repair(self._stage.shop, tenant)
-                for run in list(self._runs.values()):
-                    if run.struck and run.cell.fault.needs_operator and not run.is_over:
-                        await self._flow.take_up(self._stage.shop, run.tenant)
+            for run in list(self._runs.values()):
+                if run.helping is None or run.helping.done():
+                    run.helping = asyncio.create_task(self._help(run))
             await asyncio.sleep(2 * LOOK_SECONDS)
+
+    async def _help(self, run: Run) -> None:
+        """Do what an operator does: for a parked step, and for a run that cannot go on."""
+        shop, fault = self._stage.shop, run.cell.fault
+        with contextlib.suppress(*DYING):
+            async with asyncio.timeout(HELP_LIMIT_SECONDS):
+                if run.state.parked:
+                    await self._flow.repair(shop, run.tenant)
+                if fault.needs_operator and run.struck and not run.is_over:
+                    await self._flow.take_up(shop, run.tenant)
 
     async def _judge(self, runs: Sequence[Run]) -> list[CellResult]:
         tenants = {run.tenant: run for run in runs}
