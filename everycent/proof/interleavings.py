@@ -22,7 +22,8 @@ from everycent.proof.interleavings_kinds import Kind
 from everycent.proof.interleavings_session import Chooser, Cut, Ending, Session, Stage
 from everycent.proof.interleavings_tree import Counts, Standing, Tree
 
-_PLACES_AT_ONCE = 64
+_FEWEST_PLACES, _MOST_PLACES = 4, 64  # Made at once: more each time that more are needed.
+_DRAWN_ENDINGS = (*(Ending.COMMIT,) * 6, Ending.ABORT, Ending.LOST)  # More commits: more to see.
 _FRUITLESS_WALKS = 500  # Then PostgreSQL did not choose again what it chose once.
 
 
@@ -86,6 +87,7 @@ class Lane:
         self._stage = stage
         self._cut = cut
         self._free: dict[tuple[tuple[str, ...], int], list[tuple[str, list[Any]]]] = {}
+        self._made: dict[tuple[tuple[str, ...], int], int] = {}
         self._pending: list[Played] = []
 
     @property
@@ -133,14 +135,17 @@ class Lane:
         played = Played(self._kind, str(case), place, operations, sessions, order, keys, log)
         self._pending.append(played)
         self.result.played += 1
-        if len(self._pending) >= _PLACES_AT_ONCE:
+        if len(self._pending) >= _MOST_PLACES:
             await self.judge()
 
     async def _place(self, case: Case) -> tuple[str, list[Any]]:
         """Return a fresh place that stands at the start of the case, and what brought it there."""
-        free = self._free.setdefault((case.start, case.keys), [])
+        needed = (case.start, case.keys)
+        free = self._free.setdefault(needed, [])
         if not free:
-            places = [f"i{uuid.uuid4().hex[:16]}" for _ in range(_PLACES_AT_ONCE)]
+            number = self._made.get(needed, _FEWEST_PLACES)
+            self._made[needed] = min(2 * number, _MOST_PLACES)
+            places = [f"i{uuid.uuid4().hex[:16]}" for _ in range(number)]
             async with self._database.transaction() as tx:
                 await self._kind.prepare(tx, places)
             logs = await self._call(case.start, places, range(case.keys))
@@ -240,7 +245,7 @@ def draws(
     """Yield so many cases drawn from all of them, each with dice of its own."""
     for n in range(number):
         dice = random.Random(f"{kind.name}/{seed}/{n}")  # noqa: S311
-        steps = [(dice.choice(kind.names), dice.choice(tuple(Ending))) for _ in range(sessions)]
+        steps = [(dice.choice(kind.names), dice.choice(_DRAWN_ENDINGS)) for _ in range(sessions)]
         keys = dice.choice((1, 2, 3, 4))
         batches = [dice.sample(range(keys), dice.randint(1, keys)) for _ in range(sessions)]
         yield Case(kind, dice.choice(kind.starts), tuple(steps), tuple(map(tuple, batches))), dice

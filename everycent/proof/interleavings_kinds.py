@@ -71,8 +71,7 @@ class Kind:
 
     A key without a row is in the state `begins`. `names` are what the requirements call the
     operations; a duplicate is the same request once more, to the byte. `rules` say what each
-    answers in each state; `after` is sent when a schedule has ended: nothing late may move
-    anything.
+    answers in each state; `after` is sent when a schedule has ended: nothing late moves anything.
     """
 
     name: str
