@@ -36,7 +36,7 @@ import-check: install
 	$(BIN)/python tests/faults/import_check.py $(if $(CSV),--csv $(CSV))
 
 interleavings: install
-	$(BIN)/python -m everycent.proof.interleavings_run
+	$(BIN)/python -m everycent.proof.interleavings_run $(ARGS)
 
 histories: install
 	$(BIN)/python -m everycent.proof.histories tests/replay/histories

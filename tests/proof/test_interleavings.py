@@ -95,11 +95,15 @@ FENCED = [kind for kind in KINDS.values() if "try" in kind.names]
 async def test_batches_that_overlap_are_safe_at_every_statement(
     dsns: dict[str, str], kind: Kind
 ) -> None:
-    """Two sessions name the same two keys in opposite orders, and stop before every statement.
+    """Two sessions stop before every statement; they name the same keys in opposite orders.
 
-    Red when: keys or resource rows are locked in the order of the call.
+    The last two have keys of their own and meet at the resource, x and y, in opposite orders too.
+
+    Red when: the ledger reads its accounts without a lock, or seats move in the order of the call.
     """
+    tries = (("try", Ending.COMMIT), ("try", Ending.COMMIT))
     todo = [
+        Case(kind, (), tries, ((0, 1), (3, 2))),
         _of("try", "try", keys=(0, 1), kind=kind),
         _of("try", "cancel", keys=(0, 1), kind=kind),
         _of("confirm", "cancel", start=("try",), keys=(0, 1), kind=kind),
