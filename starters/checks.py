@@ -25,7 +25,7 @@ from everycent.errors import EverycentError
 from everycent.settings import SERVICES, PoolSettings, ServiceName, Settings
 from starters.client import connect
 from workers.composition import worker_name
-from workers.queues import TOGETHER, WORKFLOWS, finishes, tries
+from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, tries
 from workflows import attributes
 
 ONE_CONNECTION = PoolSettings(size=1, wait_seconds=3.0)
@@ -178,6 +178,8 @@ async def _search_attributes(client: Client) -> Finding:
 def _queues() -> Iterator[tuple[str, str, TaskQueueType.ValueType]]:
     yield "workflows", WORKFLOWS, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW
     yield "together", TOGETHER, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW
+    for worker in ("workflows", "together"):
+        yield worker, SWEEPER, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW
     for service in SERVICES:
         for queue in (tries(service), finishes(service)):
             yield service, queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY

@@ -22,7 +22,7 @@ from everycent.errors import EverycentError, Unreachable
 from everycent.proof.facts import Facts
 from everycent.proof.invariants import PROVIDER, RULES
 from everycent.proof.provider_books import SimulatorBooks
-from everycent.proof.row_story import events_of_provider, events_of_rows
+from everycent.proof.row_story import Causes, events_of_provider, events_of_rows
 from everycent.proof.run_story import RunStory, read_runs
 from everycent.proof.timeline import Event, Timeline
 from everycent.proof.waiting import Situation, why_it_waits
@@ -197,7 +197,10 @@ class _Story:
 
     def _events(self) -> list[Event]:
         prefix = f"{self._xid}/"
-        causes = {cause: at for run in self._runs for cause, at in run.causes.items()}
+        causes = Causes(
+            {cause: at for run in self._runs for cause, at in run.causes.items()},
+            [each for run in self._runs for each in run.local],
+        )
         events = [
             *(event for run in self._runs for event in run.events),
             *events_of_rows(self._rows, causes, prefix),

@@ -1,6 +1,7 @@
 """What the services' rows and the provider's books say happened, as events in time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -8,7 +9,26 @@ from everycent.database.story_rows import StoryRow
 from everycent.domain.money import readable
 from everycent.proof.timeline import Event, Kind
 
-Causes = Mapping[tuple[str, datetime], datetime]
+
+@dataclass(frozen=True)
+class Causes:
+    """When each step began, to put what it wrote below it."""
+
+    asked: Mapping[tuple[str, datetime], datetime]  # By its key and the time that it gave.
+    local: Sequence[tuple[str, datetime]] = ()  # Of a step in the run's own worker: its service.
+
+    def of(self, service: str, key: str, at: datetime) -> datetime | None:
+        """Return when the step began that wrote at `at`, None if nobody tells.
+
+        A step gives the time at which its run was woken, and begins a moment later; of a local one
+        only that is known.
+        """
+        # A call belongs to its payment's step, and is written under the step's time.
+        began = self.asked.get((key, at)) or self.asked.get((key.rpartition("/")[0], at))
+        later = (each for who, each in self.local if who == service and each >= at)
+        return began or min(later, default=None)
+
+
 _NOUNS = {
     "balance_hold": "balance",
     "balance_credit": "credit to the balance",
@@ -100,7 +120,11 @@ class _Told:
         facts = self._facts
         failed = f"{facts['error_class']}: {facts['error']}"
         times = f", {facts['attempts']} times" if facts["attempts"] > 1 else ""
-        yield from self._at("opened_at", f"parked{times}: {facts['step']}: {failed}")
+        if facts["step"].startswith("sweeper: "):  # No step of the order: somebody came by.
+            found = f"found{times} by the {facts['step']}: {facts['error']}"
+            yield from self._at("opened_at", found, kind=Kind.ACT)
+        else:
+            yield from self._at("opened_at", f"parked{times}: {facts['step']}: {failed}")
         by_hand = ", done by hand" if facts["by_hand"] else ""
         settled = f"case settled by {facts['resolved_by']}{by_hand}: {facts['resolution']}"
         yield from self._at("resolved_at", settled, kind=Kind.ACT)
@@ -148,8 +172,7 @@ class _Told:
         if at is None:
             return
         key = self._row.key or f"{self._prefix}{verb}"
-        # A call belongs to its payment's step, and is written under the step's time.
-        caused_at = self._causes.get((key, at)) or self._causes.get((key.rpartition("/")[0], at))
+        caused_at = self._causes.of(self._row.service, key, at)
         yield Event(
             at=at,
             kind=kind,

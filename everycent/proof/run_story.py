@@ -3,18 +3,24 @@
 import dataclasses
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType, PendingActivityState, WorkflowTaskFailedCause
-from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.update.v1 import Request as UpdateRequest
 from temporalio.client import Client, WorkflowExecutionDescription
 from temporalio.service import RPCError, RPCStatusCode
 
+from everycent.proof.history_values import (
+    attributes_of,
+    between,
+    key_of,
+    moment,
+    text,
+    time,
+)
 from everycent.proof.timeline import Event, Kind, RunView
 
 _RUN = "{run}"  # Stands for the run in a text, until every run has its number.
@@ -65,6 +71,8 @@ class RunStory:
     base_runs: set[str] = field(default_factory=set)  # Whose history it began with.
     # When the step began that asked for something: by its key and the time that it gave.
     causes: dict[tuple[str, datetime], datetime] = field(default_factory=dict)
+    # When a step began that ran where the run is: its service. Its request is in no history.
+    local: list[tuple[str, datetime]] = field(default_factory=list)
 
 
 async def read_runs(client: Client, workflow_id: str, hints: Iterable[str] = ()) -> list[RunStory]:
@@ -160,10 +168,10 @@ class _Reading:
                 name=each.activity_id,  # Replaced by the step's summary, if it has one.
                 activity=each.activity_type.name,
                 attempt=each.attempt,
-                since=_time(each.scheduled_time),
+                since=time(each.scheduled_time),
                 is_running=each.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED,
-                next_at=_time(each.next_attempt_schedule_time) if waits else None,
-                last_error=_text(each.last_failure) if failed else "",
+                next_at=time(each.next_attempt_schedule_time) if waits else None,
+                last_error=text(each.last_failure) if failed else "",
             )
 
     async def _take(self, event: HistoryEvent) -> None:
@@ -179,6 +187,8 @@ class _Reading:
         elif kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ADMITTED:
             asked = event.workflow_execution_update_admitted_event_attributes.request
             self.admitted[asked.meta.update_id] = asked
+        elif kind == _E.EVENT_TYPE_MARKER_RECORDED:
+            await self._take_local(event)
         elif kind in _STEP_ENDS:
             await self._end_step(event)
         elif kind in (_E.EVENT_TYPE_TIMER_FIRED, _E.EVENT_TYPE_TIMER_CANCELED):
@@ -194,10 +204,10 @@ class _Reading:
         self._add(event, Kind.RUN, f"{_RUN} begins{f', started by {by}' if by else ''}")
 
     async def _end_step(self, event: HistoryEvent) -> None:
-        ended = getattr(event, _attributes_of(event))
+        ended = getattr(event, attributes_of(event))
         begun, attempt = self.open.pop(ended.scheduled_event_id)
         word = _STEP_ENDS[event.event_type]
-        error = _text(ended.failure) if hasattr(ended, "failure") else ""
+        error = text(ended.failure) if hasattr(ended, "failure") else ""
         await self._add_step(begun, attempt, event, word, error)
 
     async def _add_step(
@@ -215,19 +225,46 @@ class _Reading:
         what = ", ".join(parts) + (f": {error}" if error else "")
         caused_at = request.get("at") if isinstance(request, dict) else None
         event = Event(
-            at=_time(begun.event_time),
+            at=time(begun.event_time),
             kind=Kind.STEP,
             source=activity.partition(".")[0],
             what=what,
-            lasted_seconds=_between(begun, end) if end else None,
-            key=_key_of(activity, request),
+            lasted_seconds=between(begun, end) if end else None,
+            key=key_of(activity, request),
         )
         self.out.events.append(event)
         if caused_at:
             self.out.causes[(event.key, datetime.fromisoformat(caused_at))] = event.at
 
+    async def _take_local(self, event: HistoryEvent) -> None:
+        """Tell a step that ran in the worker of the run; one event says all of it, at its end."""
+        marker = event.marker_recorded_event_attributes
+        if marker.marker_name != "core_local_activity":
+            return
+        told = await self._decoded(marker.details["data"].payloads)
+        activity, attempts = told["activity_type"], told["attempt"]
+        began, ended = moment(told["original_schedule_time"]), moment(told["complete_time"])
+        parts = [
+            await self._summary(event) or activity,
+            *([f"{attempts} attempts"] if attempts > 1 else []),
+        ]
+        failed = marker.HasField("failure")
+        error = f", failed: {text(marker.failure)}" if failed else ""
+        source = activity.partition(".")[0]
+        self.out.local.append((source, began))
+        self.out.events.append(
+            Event(
+                at=began,
+                kind=Kind.STEP,
+                source=source,
+                what=", ".join(parts) + error,
+                # The worker's clock may be behind the server's.
+                lasted_seconds=max((ended - began).total_seconds(), 0.0),
+            )
+        )
+
     async def _end_timer(self, event: HistoryEvent) -> None:
-        ended = getattr(event, _attributes_of(event))
+        ended = getattr(event, attributes_of(event))
         begun, _ = self.open.pop(ended.started_event_id)
         over = event.event_type == _E.EVENT_TYPE_TIMER_FIRED
         name = await self._summary(begun) or "a timer"
@@ -238,7 +275,7 @@ class _Reading:
         ended = event.workflow_execution_update_completed_event_attributes
         begun = self._accepted(ended.meta.update_id)
         self.open.pop(begun.event_id)
-        failed = _text(ended.outcome.failure) if ended.outcome.HasField("failure") else ""
+        failed = text(ended.outcome.failure) if ended.outcome.HasField("failure") else ""
         what = await self._asked(begun) + (f", refused: {failed}" if failed else "")
         self._add(begun, Kind.ACT, what, end=event)
 
@@ -287,8 +324,8 @@ class _Reading:
     def _take_rare(self, event: HistoryEvent) -> None:
         kind = event.event_type
         if kind in _RUN_ENDS:
-            facts = getattr(event, _attributes_of(event))
-            error = _text(facts.failure) if hasattr(facts, "failure") else ""
+            facts = getattr(event, attributes_of(event))
+            error = text(facts.failure) if hasattr(facts, "failure") else ""
             self._add(event, Kind.RUN, f"{_RUN} {_RUN_ENDS[kind]}{error and f': {error}'}")
         elif kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
             ended = event.workflow_execution_terminated_event_attributes
@@ -310,7 +347,7 @@ class _Reading:
             self.out.events = self.out.events[1:]  # This run begins here.
             self._add(event, Kind.ACT, f"reset to here as {_RUN} by {failed.identity}")
         else:
-            error = _text(failed.failure)
+            error = text(failed.failure)
             self.out.failing = self.out.failing and f"{self.out.failing}: {error}"
             self._add(event, Kind.RUN, f"the workflow's own code fails: {error}")
 
@@ -319,11 +356,11 @@ class _Reading:
     ) -> None:
         self.out.events.append(
             Event(
-                at=_time(event.event_time),
+                at=time(event.event_time),
                 kind=kind,
                 source="temporal",
                 what=what,
-                lasted_seconds=_between(event, end) if end else None,
+                lasted_seconds=between(event, end) if end else None,
             )
         )
 
@@ -343,34 +380,3 @@ def _renamed(pending: PendingStep, name: str) -> PendingStep:
 
 def _error_of(pending: PendingStep | None) -> str:
     return pending.last_error if pending else ""
-
-
-def _attributes_of(event: HistoryEvent) -> str:
-    return event.WhichOneof("attributes") or ""
-
-
-def _key_of(activity: str, request: Any) -> str:
-    """Return the key of a step; one of the order's own row has the name of what it does to it."""
-    if not isinstance(request, dict):
-        return ""
-    if key := request.get("key") or request.get("case_key"):
-        return str(key)
-    order = request.get("order") or request
-    verb = activity.partition(".")[2].partition("_")[0]
-    return f"{order.get('tenant')}/{order.get('order_id')}/{verb}"
-
-
-def _time(stamp: Timestamp) -> datetime:
-    return stamp.ToDatetime(tzinfo=UTC)
-
-
-def _between(begun: HistoryEvent, end: HistoryEvent) -> float:
-    return (_time(end.event_time) - _time(begun.event_time)).total_seconds()
-
-
-def _text(failure: Failure) -> str:
-    """Say a failure in one line: the class and text of what went wrong first."""
-    while failure.HasField("cause"):
-        failure = failure.cause
-    kind = failure.application_failure_info.type
-    return " ".join(f"{kind}: {failure.message}".removeprefix(": ").split())

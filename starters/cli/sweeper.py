@@ -11,12 +11,10 @@ from starters.cli.common import (
     AsJson,
     DataDir,
     ExitCode,
-    new_table,
     one_line_errors,
     operator,
     print_facts,
     print_json,
-    print_table,
     run,
     say,
     shop,
@@ -117,11 +115,10 @@ def _placed(at: "Shop", sweep: "Sweep") -> "Sweep":
 
 
 def _print(report: "SweepReport") -> None:
-    table = new_table("found", "key", "before", "does" if report.dry_run else "did", "after")
     for each in report.findings:
-        table.add_row(each.kind, each.key, each.before, each.act, each.after)
-    if report.findings:
-        print_table(table)
+        typer.echo(f"{each.act:<8} {each.key}: {each.kind}\n         before: {each.before}")
+        if each.after:
+            typer.echo(f"         after: {each.after}")
     print_facts(
         {
             "orders_looked_at": report.orders_looked_at,

@@ -4,6 +4,7 @@ The shop, its workers and its Temporal are those of the workflow tests.
 """
 
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 
@@ -151,7 +152,8 @@ async def busy_shop(
     """A shop with an order of every kind, sold by the real workflow."""
     reader = Reader(settings)
     checkouts = Checkouts(temporal.client, reader)
-    shop = Shop("busy", temporal.client, reader, checkouts, databases, provider, trouble, False)
+    tenant = f"busy-{uuid.uuid4().hex[:8]}"  # Each file has a provider of its own, with its books.
+    shop = Shop(tenant, temporal.client, reader, checkouts, databases, provider, trouble, False)
     await shop.receive(20)
     await shop.deposit("a-1", 10_000)
     await shop.grant_points("c-1", 500)

@@ -112,6 +112,12 @@ async def sweeper(
         yield
 
 
+@pytest.fixture
+def together() -> bool:
+    """Where the orders have their database steps: apart, unless a test says otherwise."""
+    return False
+
+
 async def audit_of(shop: Shop, settings: Settings) -> list[str]:
     """Return the broken rules of this shop."""
     report = await audit(

@@ -79,6 +79,23 @@ async def test_points_and_a_balance_and_a_refund_are_told_too(
 
 
 @pytest.mark.requirement("AC20.5")
+@pytest.mark.parametrize("together", [True])
+async def test_steps_that_ran_where_the_run_is_are_told_as_any_other(
+    shop: Shop, settings: Settings, together: bool
+) -> None:
+    """Red when: local activities are not read.
+
+    On this server, whose time is skipped, the worker's clock cannot order them: see the sweeper's.
+    """
+    await shop.receive(5)
+    await shop.sell(shop.order())
+    told = await tell(shop, settings, "o-1")
+    steps = {event.what for event in told.events if event.kind is Kind.STEP}
+    assert {"open the order", "hold the stock", "sell the stock", "book the sale"} <= steps
+    assert all((event.lasted_seconds or 0) >= 0 for event in told.events)
+
+
+@pytest.mark.requirement("AC20.5")
 async def test_an_order_is_told_when_temporal_does_not_know_it(
     busy_shop: Shop, settings: Settings, temporal: WorkflowEnvironment
 ) -> None:

@@ -32,10 +32,11 @@ from tests.proof.sweeper_site import (
     sweeper,
     temporal,
     terminate,
+    together,
 )
 from tests.workflows.conftest import Shop
 
-__all__ = ["sweeper", "temporal"]
+__all__ = ["sweeper", "temporal", "together"]
 pytestmark = pytest.mark.timeout(300)
 TAIL = ("order.decide", "order.close_order")
 STEPS = {  # Where each kind of order is lost: before and after each of these.
@@ -68,23 +69,29 @@ ENDS = {
 
 
 @pytest.mark.requirement("I8", "AC1.6", "AC6.4")
-@pytest.mark.parametrize("lose", [terminate, delete])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lose", "together", "moments"),
+    [(terminate, False, ("before", "after")), (delete, True, ("after",))],
+)
 async def test_a_run_lost_at_any_step_leaves_nothing_that_one_pass_does_not_repair(
-    shop: Shop, settings: Settings, lose: Lose
+    shop: Shop, settings: Settings, lose: Lose, together: bool, moments: tuple[str, ...]
 ) -> None:
     """Red when: an unfinished order without a run is not taken up, or adopts no decision."""
     await fill(shop)
     lost = [
-        _lost(shop, kind, step, after=after, lose=lose)
+        _lost(shop, kind, step, after=moment == "after", lose=lose)
         for kind, steps in STEPS.items()
         for step in steps
-        for after in (False, True)
+        for moment in moments
     ]
     orders = dict(await asyncio.gather(*lost))
     report = await sweep(shop, limit=1000, unknown_limit=1000)
     assert not report.stopped
     taken_up = {key for key, act in acts(report) if act is Act.TAKE_UP}
-    assert len(taken_up) > len(orders) // 2
+    ended = [order for order in orders if f"{order.tenant}/{order.order_id}" not in taken_up]
+    assert len(taken_up) > len(orders) // 3
+    assert [o.order_id for o in ended if not await _is_final(shop, o)] == []
     for order, kind in orders.items():
         assert await _end(shop, order) is ENDS[kind], order.order_id
     assert acts(await sweep(shop)) == set()
@@ -110,9 +117,13 @@ async def _lost(
     )
     gone = asyncio.Event()
 
-    async def strike() -> None:
+    async def losing() -> None:
         await lose(shop.client, order)
         gone.set()
+
+    async def strike() -> None:
+        # A step that runs where its run is may be cancelled with it.
+        await asyncio.shield(asyncio.create_task(losing()))
 
     if kind == "refunded":
         shop.fault(
@@ -135,6 +146,11 @@ async def _cancel(shop: Shop, order: PlaceOrder) -> None:
 
     await shop.until(waits, 120)
     await shop.checkouts.cancel(order.tenant, order.order_id, CancelOrder())
+
+
+async def _is_final(shop: Shop, order: PlaceOrder) -> bool:
+    view = await shop.reader.order(order.tenant, order.order_id)
+    return view is not None and view.result is not None
 
 
 async def _end(shop: Shop, order: PlaceOrder) -> OrderStatus:
@@ -193,6 +209,7 @@ async def _is_later(than: datetime) -> bool:
 # -- what is left alone
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("I8")
 async def test_no_live_order_is_touched_by_passes_that_wait_for_nothing(
     shop: Shop, settings: Settings

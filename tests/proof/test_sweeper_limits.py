@@ -19,6 +19,7 @@ from everycent.domain.payment import AuthorisePayment, CapturePayment
 from everycent.domain.sweep import Act
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.proof.drivers import TemporalDrivers
+from everycent.proof.explain import explain
 from everycent.settings import ServiceName, Settings
 from everycent.simulator.desk import Options
 from starters.client import DATA_CONVERTER
@@ -34,10 +35,11 @@ from tests.proof.sweeper_site import (
     sweeping,
     temporal,
     terminate,
+    together,
 )
 from tests.workflows.conftest import Shop
 
-__all__ = ["sweeper", "temporal"]
+__all__ = ["sweeper", "temporal", "together"]
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -128,6 +130,21 @@ async def test_a_paid_order_whose_stock_is_gone_becomes_a_case(
             )
             for name, state in (("card-balance", "CANCELLED"), ("free", "absent"))
         }  # fmt: skip
+
+
+@pytest.mark.requirement("AC20.5")
+@pytest.mark.parametrize("together", [True])
+async def test_what_a_step_wrote_where_the_run_is_is_told_below_it(
+    shop: Shop, settings: Settings, together: bool
+) -> None:
+    """Red when: a row is not put below the local activity that wrote it."""
+    await fill(shop)
+    await shop.sell(shop.order())
+    told = await explain(settings, shop.tenant, "o-1", client=shop.client, provider=shop.provider)
+    said = [event.what for event in told.events]
+    held, sold = said.index("hold the stock"), said.index("sell the stock")
+    assert held < said.index("reservation reserve TRIED 2 × LAMP") < sold
+    assert sold < said.index("reservation reserve CONFIRMED 2 × LAMP")
 
 
 # -- the breaker
