@@ -6,7 +6,7 @@ OURS := everycent workflows activities workers starters
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
-.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards mutants
+.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards mutants model
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ soak: install
 
 simulate: install
 	@$(BIN)/python -m everycent.proof.simulation --seed $(or $(SEED),1) --days $(or $(DAYS),30)
+
+model: install
+	MODEL_EXAMPLES=$(or $(EXAMPLES),50) MODEL_SEED=$(or $(SEED),1) \
+		$(BIN)/python -m pytest -q tests/properties/test_shop_model.py
 
 bench: install
 	$(BIN)/python -m benchmarks
