@@ -7,7 +7,6 @@ Run as `python -m everycent.proof.histories FOLDER`: it records what this versio
 import asyncio
 import gzip
 import json
-import logging
 import sys
 import tempfile
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from temporalio.client import Client, WorkflowHistory
 
 from everycent.domain.order import PlaceOrder
 from everycent.proof.stories import STORIES, Scene, Story, fill_shop, tell
-from everycent.proof.world import World, world_of
+from everycent.proof.world import World, hush, world_of
 from everycent.stack.embedded import EmbeddedStack, Part
 from starters.client import DATA_CONVERTER
 
@@ -86,5 +85,5 @@ async def _main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)  # The failures are told on purpose.
+    hush()
     asyncio.run(_main(Path(sys.argv[1])))

@@ -7,7 +7,6 @@ A seed fixes which orders come when, and what happens to each. Run as
 import argparse
 import asyncio
 import contextlib
-import logging
 import os
 import random
 import sys
@@ -27,7 +26,7 @@ from everycent.proof.provider_books import SimulatorBooks
 from everycent.proof.report import AuditReport, RuleState
 from everycent.proof.stories import SIMULATED, SKU, Scene, Story, fill_shop
 from everycent.proof.time_skipping import NoOrphans, SimulatedTime, time_skipping_server
-from everycent.proof.world import World, provider_client, world_of
+from everycent.proof.world import World, hush, provider_client, world_of
 from everycent.settings import Settings
 from everycent.stack.embedded import EmbeddedStack, Part
 
@@ -226,6 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.CRITICAL)  # What fails on purpose.
+    hush()
     code = main()
     os._exit(code)  # A process with the SDK in it may abort when it ends by itself.

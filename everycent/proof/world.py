@@ -5,6 +5,7 @@ hooks come in round an activity: before the call, or after it has committed (a l
 """
 
 import contextlib
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import httpx
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.worker import (
     ActivityInboundInterceptor,
     ExecuteActivityInput,
@@ -159,6 +161,14 @@ def provider_client(settings: Settings) -> httpx.AsyncClient:
         trust_env=False,
         limits=httpx.Limits(keepalive_expiry=1),
     )
+
+
+def hush() -> None:
+    """Keep the SDK and our own logs quiet: most failures in a world happen on purpose."""
+    logging.disable(logging.CRITICAL)
+    errors = TelemetryFilter(core_level="ERROR", other_level="ERROR")
+    telemetry = TelemetryConfig(logging=LoggingConfig(filter=errors))
+    Runtime.set_default(Runtime(telemetry=telemetry))
 
 
 async def at_once(seconds: float) -> None:

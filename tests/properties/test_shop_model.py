@@ -18,6 +18,7 @@ from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
     initialize,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -42,7 +43,8 @@ from starters.refusals import OrderDiffersError, TooLateError
 from tests.faults.conftest import Site, order_of_shop
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "3"))
+FEW = 3
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", FEW))
 SEED = int(os.environ.get("MODEL_SEED", "1"))
 STEPS = 8
 SOON_SECONDS = 1
@@ -180,7 +182,26 @@ class ShopMachine(RuleBasedStateMachine):
         LOOP.run(SITE.all_ready())
         SITE.kill(f"worker-{victim}")
 
-    def _place(self, units: int, points: int, payment: PaymentKind, *, window_seconds: int) -> str:
+    @precondition(lambda self: EXAMPLES > FEW)  # A step whose worker died waits for its time-out.
+    @rule(
+        target=orders,
+        units=strategies.integers(1, 4),
+        payment=KINDS,
+        victim=strategies.sampled_from(VICTIMS),
+    )
+    def place_while_a_worker_dies(self, units: int, payment: PaymentKind, victim: str) -> str:
+        LOOP.run(SITE.all_ready())
+        return self._place(units, 0, payment, window_seconds=86_400, victim=victim)
+
+    def _place(
+        self,
+        units: int,
+        points: int,
+        payment: PaymentKind,
+        *,
+        window_seconds: int,
+        victim: str | None = None,
+    ) -> str:
         name = f"o-{len(self.bodies) + 1}"
         body = order_of_shop(
             self.tenant,
@@ -192,11 +213,23 @@ class ShopMachine(RuleBasedStateMachine):
             window_seconds=window_seconds,
         )
         self.bodies[name] = body
-        LOOP.run(SITE.place(body))
+        LOOP.run(self._place_and_kill(body, victim))
         self.model.place(name, ModelOrder(units, body.total_minor, points), payment)
         if window_seconds > SOON_SECONDS:
             self._agree()
         return name
+
+    async def _place_and_kill(self, body: PlaceOrder, victim: str | None) -> None:
+        placing = asyncio.ensure_future(SITE.place(body))
+        if victim is not None:  # As soon as the order is in the books.
+            seen = f"tenant = '{self.tenant}' AND order_id = '{body.order_id}'"
+
+            async def is_in_the_books() -> bool:
+                return await SITE.count("order", "shop_order", seen) == 1
+
+            await SITE.until(is_in_the_books)
+            SITE.kill(f"worker-{victim}")
+        await placing
 
     async def _press_button(self, order: str) -> None:
         key = self.bodies[order].step_key("pay", f"pay-{len(self.model.orders[order].attempts)}")
