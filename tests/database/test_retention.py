@@ -92,7 +92,7 @@ async def test_only_settled_rows_that_moved_nothing_go_and_only_when_they_are_ol
     assert {c.rows for c in await clean(kept, today=today)} == {0}
 
 
-@pytest.mark.requirement("AC13.8", "T22")
+@pytest.mark.requirement("AC13.8")
 async def test_a_row_that_somebody_works_on_is_left_for_the_next_time(
     kept: Settings, stock: Database, tenant: str
 ) -> None:

@@ -66,9 +66,8 @@ class Guard:
     def path(self) -> Path:
         return DATABASE / self.file
 
-    def weakened(self) -> str:
+    def taken_from(self, text: str) -> str:
         """Return the file's text without the guard."""
-        text = self.path.read_text()
         return text[: self.start] + self.weaker + text[self.end :]
 
 
