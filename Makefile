@@ -6,7 +6,7 @@ OURS := everycent workflows activities workers starters
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
-.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards mutants model
+.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards mutants model sweep
 
 install: $(VENV)/.installed
 
@@ -50,6 +50,9 @@ simulate: install
 model: install
 	MODEL_EXAMPLES=$(or $(EXAMPLES),50) MODEL_SEED=$(or $(SEED),1) \
 		$(BIN)/python -m pytest -q tests/properties/test_shop_model.py
+
+sweep: install
+	$(BIN)/everycent sweep checkout --document docs/sweep.md $(if $(SAMPLE),--sample $(SAMPLE))
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -30,7 +30,7 @@ POINTS = {
     "commit.after": "the COMMIT was answered",
     "provider.before": "a call to the payment provider is about to be sent",
     "provider.after": "the provider has answered it",
-    "webhook.before": "the provider is about to send a webhook",
+    "webhook.before": "the provider is about to send a webhook (nobody listens to them yet)",
     "workflow_task.after": "a workflow task is computed, and Temporal does not have it",
 }
 _BEFORE = tuple(point for point in POINTS if point.endswith(".before"))

@@ -87,6 +87,12 @@ class Checkouts:
                 return await self._start(order)
             except (WorkflowAlreadyStartedError, NotRunningError):
                 known = await self._find(order)  # Its run ended while we asked, or before its row.
+            except TooLateError:
+                # A run fails only before anything was begun, and Temporal goes on giving its
+                # answer, perhaps of long ago: the order deserves a run of its own.
+                if await self._find(order) is None:
+                    return await self._take_up(order)
+                raise
         if known is not None and known.result is not None:
             return _placement(known)
         try:
@@ -199,8 +205,7 @@ class Checkouts:
             order,
             id=order.workflow_id(),
             task_queue=self._queue,
-            # A run fails only before anything was begun: its id is free for the next try.
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             search_attributes=attributes.of_order(order),
             memo=self._memo,

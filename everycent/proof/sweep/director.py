@@ -255,9 +255,14 @@ class Director:
         """Look at the journal and all orders under way, for ever; help those that need it."""
         while True:
             self._stage.look()
-            with contextlib.suppress(*DYING):
+            try:
                 async with asyncio.timeout(LOOK_LIMIT_SECONDS):
                     states = await self._flow.states(self._stage.shop, list(self._runs))
+            except TimeoutError:
+                self._say(f"nobody could tell for {LOOK_LIMIT_SECONDS:.0f} s how the orders stand")
+            except DYING:
+                pass
+            else:
                 for tenant, state in states.items():
                     if run := self._runs.get(tenant):
                         run.state = state

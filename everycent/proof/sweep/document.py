@@ -1,17 +1,43 @@
 """The page of docs/ that shows a sweep; every figure on it comes from the report."""
 
+import os
 from collections.abc import Sequence
 
+from everycent.faults import ACTIONS, POINTS
 from everycent.proof.sweep.cells import FAULTS
 from everycent.proof.sweep.matrix import SweepReport, by_outcome, markdown, rows, summary
 
 _HEAD = """# The sweep: every fault at every boundary
 
-This page is written by `everycent sweep {flow} --document docs/sweep.md`, broken cells included.
+This page is written by `everycent sweep {flow} --document docs/sweep.md` (`make sweep`), broken
+cells included.
 A cell is one fault at one boundary of one outcome: an order is brought to the boundary, the fault
 happens, and when nothing moves any more the order's end and every rule of the audit are checked.
 "ok" counts the runs that stood at their boundary when the fault came; what did not reach it proves
 nothing and is told as "not reached".
+
+An operator's part is played too: a parked step is tried again when the fault is over, and a run
+that cannot go on is ended and its order taken up.
+"""
+
+_YOURS = """## A flow of yours
+
+The boundaries are learned by running the flow, so a flow of yours needs no list of them. Describe
+its outcomes by an object of `SweptFlow` (`everycent/proof/sweep/scenario.py`; the checkout's is
+`everycent/proof/sweep/checkout.py`) and name it: `everycent sweep my_shop.sweep:FLOW`.
+`--outcome`, `--fault`, `--point` and `--step` narrow the sweep, `--list` counts its cells.
+
+## Faults by hand
+
+A worker that is started with `EVERYCENT_FAULTS`, or on a data folder that holds `faults.json`,
+obeys rules. This one kills the inventory's worker when order `o-7` is about to commit there for
+the second time:
+
+```json
+[{"point": "commit.before", "step": "inventory.*", "order": "main/o-7", "nth": 2, "action": "kill"}]
+```
+
+A file is read again when it changes; the journal beside it has a line per hit.
 """
 
 
@@ -24,7 +50,7 @@ def page(report: SweepReport) -> str:
     )
     parts = [
         _HEAD.format(flow=report.flow),
-        f"**{summary(report)}**\n{sample}",
+        f"**{summary(report)}**, on {machine()}.\n{sample}",
         "## By outcome\n",
         markdown(by_outcome(report)),
         "\n## By boundary and fault\n",
@@ -33,9 +59,25 @@ def page(report: SweepReport) -> str:
         markdown([("fault", "where"), *((f.name, ", ".join(f.points)) for f in FAULTS)]),
         "\n## Broken cells\n",
         *(_broken(report) or ["None."]),
+        f"\n{_YOURS}",
+        "### Points\n",
+        markdown([("point", "when"), *POINTS.items()]),
+        "\n### Actions\n",
+        markdown(
+            [
+                ("action", "what", "where"),
+                *((name, what, ", ".join(sorted(at))) for name, (what, at) in ACTIONS.items()),
+            ]
+        ),
         "",
     ]
     return "\n".join(parts)
+
+
+def machine() -> str:
+    """Say on what it ran, and how busy that was."""
+    load = os.getloadavg()[1]
+    return f"{os.cpu_count()} cores, load average {load:.0f}"
 
 
 def _broken(report: SweepReport) -> Sequence[str]:
