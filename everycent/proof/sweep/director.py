@@ -278,7 +278,7 @@ class Director:
             async with asyncio.timeout(HELP_LIMIT_SECONDS):
                 if run.state.parked:
                     await self._flow.repair(shop, run.tenant)
-                if fault.needs_operator and run.struck and not run.is_over:
+                if fault.needs_operator and not run.is_over:  # A wave strikes all in flight.
                     await self._flow.take_up(shop, run.tenant)
 
     async def _judge(self, runs: Sequence[Run]) -> list[CellResult]:
