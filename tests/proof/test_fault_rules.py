@@ -5,10 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
+from temporalio.worker import UnsandboxedWorkflowRunner
+from typer.testing import CliRunner
 
 from everycent import faults
 from everycent.errors import Unknown
 from everycent.faults import ACTIONS, POINTS, BadRuleError, Faults, Rule, Visit
+from everycent.settings import Settings
+from starters.cli.app import app
+from starters.cli.common import ExitCode
+from workers import fault_points
 
 ORDER = Visit("shop/o-1", "inventory.reserve_stock")
 
@@ -89,3 +95,29 @@ async def test_who_works_for_no_order_passes_every_point(tmp_path: Path) -> None
     armed = Faults(_file(tmp_path, {"point": "commit.before", "action": "kill"}))
     await armed.reach("commit.before")
     assert faults.read_journal(tmp_path / "rules.json") == []
+
+
+def test_a_worker_that_is_not_armed_has_no_points_installed(tmp_path: Path) -> None:
+    """Red when: the points are put around activities, workflows and gateway in every worker."""
+    runner = UnsandboxedWorkflowRunner()
+    fault_points.arm(Settings(data_dir=tmp_path))
+    assert faults.armed is None
+    assert fault_points.interceptors() == []
+    assert fault_points.hooked(runner) is runner
+    fault_points.arm(Settings(data_dir=tmp_path, faults="[]"))
+    try:
+        assert len(fault_points.interceptors()) == 1
+        assert fault_points.hooked(runner) is not runner
+    finally:
+        faults.disarm()
+
+
+@pytest.mark.requirement("AC4.3")
+def test_a_worker_with_a_bad_rule_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red when: the rules are first read when an order comes to a point."""
+    monkeypatch.setenv("EVERYCENT_FAULTS", '[{"point": "commit.never", "action": "kill"}]')
+    told = CliRunner().invoke(app, ["worker", "inventory", "--data-dir", str(tmp_path)])
+    assert told.exit_code == ExitCode.INVALID
+    assert "commit.before" in told.stderr
