@@ -49,7 +49,7 @@ async def test_every_order_of_two_sessions_on_a_row_is_safe(
 ) -> None:
     """Each kind of resource row, both transactions of a payment, and two drivers of a decision.
 
-    Red when: an operation of the kind writes before it has claimed and locked its key.
+    Red when: judge_confirm lets a CANCELLED row proceed.
     """
     result = await play(kind, dsns[kind.name], Part(2, endings=COMMITS), lanes=2)
 
@@ -72,7 +72,7 @@ def _formula(kind: Kind, endings: tuple[Ending, ...]) -> int:
 async def test_a_lost_connection_is_an_abort_to_everybody_else(dsns: dict[str, str]) -> None:
     """Whoever waits for a session whose connection breaks goes on as if it had never been.
 
-    Red when: an effect is committed before the end of its transaction.
+    Red when: a Cancel is committed before the end of its transaction.
     """
     todo = [
         dataclasses.replace(case, steps=((case.steps[0][0], Ending.LOST), case.steps[1]))
@@ -103,7 +103,7 @@ async def test_batches_that_overlap_are_safe_at_every_statement(
     """
     tries = (("try", Ending.COMMIT), ("try", Ending.COMMIT))
     todo = [
-        Case(kind, (), tries, ((0, 1), (3, 2))),
+        Case(kind, (), tries, ((0, 1), (4, 3))),
         _of("try", "try", keys=(0, 1), kind=kind),
         _of("try", "cancel", keys=(0, 1), kind=kind),
         _of("confirm", "cancel", start=("try",), keys=(0, 1), kind=kind),
@@ -119,7 +119,7 @@ async def test_batches_that_overlap_are_safe_at_every_statement(
 async def test_every_order_of_a_confirm_a_cancel_and_a_late_try_is_safe(
     dsns: dict[str, str],
 ) -> None:
-    """Red when: a loser at the fence acts on what it read before the winner's end."""
+    """Red when: judge_confirm lets a CANCELLED row proceed."""
     case = _of("try", "confirm", "cancel", start=("try",))
     result = await _explore(SEATS, dsns[SEATS.name], [case])
 
@@ -133,7 +133,7 @@ async def test_every_order_of_a_confirm_a_cancel_and_a_late_try_is_safe(
 async def test_four_sessions_in_drawn_orders_are_safe(dsns: dict[str, str], kind: Kind) -> None:
     """A fixed share of the ten thousand that `make interleavings` draws, batches of up to four.
 
-    Red when: a batch claims its keys in the order of the call.
+    Red when: judge_confirm lets a CANCELLED row proceed.
     """
     result = await play(kind, dsns[kind.name], Part(4, cut=Cut.STATEMENTS, drawn=10), lanes=1)
 
