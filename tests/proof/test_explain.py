@@ -83,9 +83,9 @@ async def test_points_and_a_balance_and_a_refund_are_told_too(
 async def test_steps_that_ran_where_the_run_is_are_told_as_any_other(
     shop: Shop, settings: Settings, together: bool
 ) -> None:
-    """Red when: local activities are not read.
+    """Here time is skipped, so the worker's clock cannot order them: `test_sweeper_limits.py` does.
 
-    On this server, whose time is skipped, the worker's clock cannot order them: see the sweeper's.
+    Red when: local activities are not read.
     """
     await shop.receive(5)
     await shop.sell(shop.order())
