@@ -21,6 +21,7 @@ from temporalio.worker import (
     ActivityInboundInterceptor,
     ExecuteActivityInput,
     Interceptor,
+    PollerBehaviorSimpleMaximum,
     Worker,
     WorkflowRunner,
 )
@@ -202,6 +203,8 @@ async def world_of(
                     task_queue=lane.queue,
                     activities=lane.activities,
                     max_concurrent_activities=lane.slots,
+                    # A server that skips time ends every poll at each skip: one poller a lane.
+                    activity_task_poller_behavior=PollerBehaviorSimpleMaximum(1),
                     interceptors=[*interceptors, trouble],
                 )
                 await stack.enter_async_context(worker)

@@ -47,6 +47,7 @@ FEW = 3
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", FEW))
 SEED = int(os.environ.get("MODEL_SEED", "1"))
 STEPS = 8
+PATIENCE_SECONDS = 60 if EXAMPLES <= FEW else 150  # A step whose worker died takes a minute.
 SOON_SECONDS = 1
 TOKENS: dict[PaymentKind, str] = {
     "card": "tok_ok", "declined": "tok_declined", "down": "tok_down",
@@ -247,7 +248,7 @@ class ShopMachine(RuleBasedStateMachine):
             return seen == self._wanted()
 
         try:
-            LOOP.run(SITE.until(equal, seconds=150))
+            LOOP.run(SITE.until(equal, seconds=PATIENCE_SECONDS))
         except TimeoutError:
             assert seen == self._wanted()
 
