@@ -349,3 +349,8 @@ def test_an_account_that_has_another_kind_tells_which_and_where() -> None:
         account=request.account, currency="EUR", account_kind=AccountKind.EXPENSE,
         limit_rule=LimitRule.NONE,
     )  # fmt: skip
+
+
+def test_an_unbalanced_set_tells_by_how_much_it_is_off() -> None:
+    with pytest.raises(AssertionError, match="EUR is off by 3 minor units"):
+        assert_balanced((leg("cash", 10), leg("sales", -7)))

@@ -215,3 +215,8 @@ def test_a_refund_of_what_is_not_there_is_refused_with_nothing_left() -> None:
     refused = reserve_refunds({taken.key: taken}, wishes).refused
     assert refused[wishes[0].key] == RefundRefused(code="currency_differs", refundable_minor=70)
     assert refused[wishes[1].key] == RefundRefused(code="nothing_captured", refundable_minor=0)
+
+
+def test_the_last_minor_unit_can_be_refunded() -> None:
+    one = row(captured_minor=1)
+    assert reserve_refunds({one.key: one}, [refund(1)]).reserved == {one.key: 1}
