@@ -1,7 +1,7 @@
 """`make interleavings`: play them all on a server of its own, and print the counts.
 
 The server keeps PostgreSQL's settings but does not wait for the disk (`fsync` off): that moves no
-lock and no COMMIT before another, and waiting for it is nine tenths of the time of a schedule.
+lock and no COMMIT before another, and waiting for it takes two thirds of the time (docs/proof.md).
 """
 
 import asyncio
