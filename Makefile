@@ -48,7 +48,7 @@ simulate: install
 	@$(BIN)/python -m everycent.proof.simulation --seed $(or $(SEED),1) --days $(or $(DAYS),30)
 
 model: install
-	MODEL_EXAMPLES=$(or $(EXAMPLES),50) MODEL_SEED=$(or $(SEED),1) \
+	MODEL_EXAMPLES=$(or $(EXAMPLES),50) MODEL_SEED=$(or $(SEED),3) \
 		$(BIN)/python -m pytest -q tests/properties/test_shop_model.py
 
 sweep: install

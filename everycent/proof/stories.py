@@ -5,9 +5,12 @@ when nothing more is done to the order; how the order ended is in its row soon a
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from temporalio.service import RPCError
 
 from everycent.database import inventory
 from everycent.domain.inventory import ReleaseStock
@@ -32,6 +35,8 @@ from workflows.checkout import Checkout
 MINUTE = 60.0
 LOOK_SECONDS = 0.02
 PATIENCE_SECONDS = 60.0
+TYPED_AGAIN = 3
+T = TypeVar("T")
 # What every shop has: a customer with an account and points, one with nothing, goods.
 RICH, POOR, SKU, CURRENCY = "ada", "bob", "LAMP", "EUR"
 GOOD_CARD = "tok_ok"
@@ -62,16 +67,17 @@ class Scene:
 
     async def place(self) -> Placement:
         """Hand the order in."""
-        return await self.world.checkouts.place(self.order)
+        return await _typed_again(lambda: self.world.checkouts.place(self.order))
 
     async def cancel(self) -> None:
         """Say that the customer does not want it any more."""
-        await self.world.checkouts.cancel(self.order.tenant, self.order.order_id, CancelOrder())
+        order, word = self.order, CancelOrder()
+        await _typed_again(lambda: self.world.checkouts.cancel(order.tenant, order.order_id, word))
 
     async def pay(self, payment: Payment) -> None:
         """Name another payment."""
-        request = PayOrder(payment=payment)
-        await self.world.checkouts.pay(self.order.tenant, self.order.order_id, request)
+        order, word = self.order, PayOrder(payment=payment)
+        await _typed_again(lambda: self.world.checkouts.pay(order.tenant, order.order_id, word))
 
     async def pay_on_page(self) -> None:
         """Press the button of the provider's page."""
@@ -103,6 +109,14 @@ class Scene:
         request = RepairOrder(case_key=await self.parked_case(), by="ada", **word)
         await self.world.later(5 * MINUTE)
         await self.world.checkouts.repair(self.order.tenant, self.order.order_id, request)
+
+
+async def _typed_again(command: Callable[[], Awaitable[T]]) -> T:
+    """Do what people do whose command was not answered: the same once more."""
+    for _ in range(TYPED_AGAIN):
+        with contextlib.suppress(RPCError):
+            return await command()
+    return await command()
 
 
 Play = Callable[[Scene], Awaitable[object]]
