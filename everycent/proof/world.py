@@ -183,7 +183,7 @@ async def world_of(
     *,
     now: Callable[[], datetime] = clock.now,
     later: Callable[[float], Awaitable[object]] = at_once,
-    short_window_seconds: int = 4,
+    short_window_seconds: int = 15,
     runner: WorkflowRunner | None = None,
     interceptors: Sequence[Interceptor] = (),
 ) -> AsyncIterator[World]:
