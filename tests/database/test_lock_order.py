@@ -43,6 +43,7 @@ from tests.database import test_constraints as rows
 
 LOW, HIGH = "a", "b"
 Write = Callable[[AsyncConnection, str, list[str]], Awaitable[Any]]
+STATEMENT = text("SELECT query FROM pg_stat_activity WHERE pid = :pid")
 BLOCKED_BY = text("SELECT pg_blocking_pids(:pid)")
 
 
@@ -230,10 +231,12 @@ async def test_rows_are_locked_in_order(settings: Settings, tenant: str, name: s
         work = asyncio.ensure_future(case.write(writer, tenant, [HIGH, LOW]))
         await _waits_for(writer, holder, work)
         free = (await probe.execute(lock, {"t": tenant, "name": HIGH})).rowcount
+        waits_in = await probe.scalar(STATEMENT, {"pid": await _pid(writer)})
         await probe.rollback()
         await holder.rollback()
         await work
     assert free == 1, "the higher row was taken before the lower one"
+    assert not str(waits_in).startswith("UPDATE"), "it waited in the write, not at the lock"
 
 
 @pytest.mark.requirement("AC13.1")
