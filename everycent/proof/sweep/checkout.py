@@ -154,10 +154,9 @@ async def _press_the_button(shop: Shop, placement: Placement) -> None:
 
 
 async def _wants_payment(shop: Shop, order: PlaceOrder) -> bool:
-    view = await shop.reader.order(order.tenant, order.order_id)
-    if view is None:
-        return False
-    return view.decision != "OPEN" or view.waits_for is WaitsFor.PAYMENT
+    """Ask the run: what its row says of the wait is for people, and may be missing."""
+    placement = await shop.checkouts.progress(order.tenant, order.order_id)
+    return placement.decision != "OPEN" or placement.waits_for is WaitsFor.PAYMENT
 
 
 async def _is_decided(shop: Shop, order: PlaceOrder) -> bool:
