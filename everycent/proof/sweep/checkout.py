@@ -26,6 +26,7 @@ from everycent.domain.order import (
     RepairOrder,
     WaitsFor,
 )
+from everycent.domain.sweep import Sweep
 from everycent.errors import InvalidRequest
 from everycent.proof.audit import audit
 from everycent.proof.drivers import TemporalDrivers
@@ -34,6 +35,7 @@ from everycent.proof.provider_books import SimulatorBooks
 from everycent.proof.report import RuleState
 from everycent.proof.sweep.scenario import Audited, Scenario, Shop, State
 from everycent.proof.timeline_text import as_text
+from starters.sweeping import sweep_now
 from workers.queues import TOGETHER, finishes
 from workflows.checkout import Checkout
 from workflows.options import DATABASE_STEP
@@ -243,6 +245,10 @@ class CheckoutFlow:
             if told.get(PROBLEMS):
                 await handle.terminate("its history is not the one that its worker remembers")
                 await shop.checkouts.take_up(tenant, ORDER_ID)
+
+    async def after_restore(self, shop: Shop) -> None:
+        """Let the sweeper find what runs did in the time that Temporal has lost."""
+        await sweep_now(shop.client, Sweep(together=shop.together, limit=1000, unknown_limit=1000))
 
     async def audit(self, shop: Shop, tenants: Collection[str]) -> Audited:
         """Audit everything at once, and shop by shop to find who broke what."""

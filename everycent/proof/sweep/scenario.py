@@ -106,6 +106,10 @@ class SweptFlow(Protocol):
         """Do what an operator does with a run that cannot go on: end it, and start another."""
         ...
 
+    async def after_restore(self, shop: Shop) -> None:
+        """Do what operators do when Temporal's store was put back: a pass of the sweeper."""
+        ...
+
     async def audit(self, shop: Shop, tenants: Collection[str]) -> Audited:
         """Check every invariant over the runs, when nothing moves any more."""
         ...
