@@ -176,13 +176,18 @@ class Checkouts:
     async def pay(self, tenant: str, order_id: str, request: PayOrder) -> AttemptAnswer:
         """Name another payment for an open order; one that was named before is no new attempt."""
         view = await self._known(tenant, order_id)
-        for attempt in await self._reader.attempts(tenant, order_id):
-            if attempt.payment == request.payment:
-                return AttemptAdded(number=attempt.number)
+        attempts = await self._reader.attempts(tenant, order_id)
+        named = [AttemptAdded(number=a.number) for a in attempts if a.payment == request.payment]
         if view.result is not None:
-            raise TooLateError(f"too late to pay: the order is {view.status.lower()}")
-        handle = self._handle(tenant, order_id)
-        return await _told(handle.execute_update(Checkout.pay, request), order_id)
+            return _first(named, f"too late to pay: the order is {view.status.lower()}")
+        try:
+            # Also one that the row has: a server that was put back has let the run forget it.
+            handle = self._handle(tenant, order_id)
+            return await _told(handle.execute_update(Checkout.pay, request), order_id)
+        except (TooLateError, NotRunningError):
+            if named:
+                return named[0]
+            raise
 
     async def repair(self, tenant: str, order_id: str, request: RepairOrder) -> RepairAnswer:
         """Say what to do about a parked step, and answer what came of it."""
@@ -255,6 +260,13 @@ class Checkouts:
 
     def _handle(self, tenant: str, order_id: str) -> Handle:
         return self._client.get_workflow_handle_for(Checkout.run, f"checkout/{tenant}/{order_id}")
+
+
+def _first(named: list[AttemptAdded], too_late: str) -> AttemptAdded:
+    """Return the attempt that was named before, or refuse a new one."""
+    if not named:
+        raise TooLateError(too_late)
+    return named[0]
 
 
 def _wants_customer(placement: Placement) -> bool:

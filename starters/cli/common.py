@@ -81,6 +81,7 @@ async def shop(data_dir: Path) -> AsyncIterator[Shop]:
     from starters.checkouts import Checkouts
     from starters.client import connect
 
+    silence_the_sdk()
     settings = load(data_dir, "reader")
     client = await connect(settings)
     try:
@@ -156,6 +157,14 @@ def say(line: str) -> None:
     """Tell the person; data never comes this way."""
     with contextlib.suppress(OSError):  # Whoever listened may have gone.
         print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def silence_the_sdk() -> None:
+    """Keep the SDK's warnings out of the data: it writes them to stdout when a server goes away."""
+    from temporalio.runtime import Runtime, TelemetryConfig
+
+    quiet = Runtime(telemetry=TelemetryConfig(logging=None))
+    Runtime.set_default(quiet, error_if_already_set=False)
 
 
 def print_json(value: "BaseModel | list[Any] | dict[str, Any]") -> None:

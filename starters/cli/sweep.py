@@ -13,6 +13,7 @@ from starters.cli.common import (
     print_table,
     run,
     say,
+    silence_the_sdk,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def sweep(
     from everycent.proof.sweep.director import Plan
     from everycent.proof.sweep.run import listed, sweep_flow
 
-    _silence_the_sdk()
+    silence_the_sdk()
     plan = Plan(outcome or (), fault or (), point or (), step or (), at_once, together, sample)
     if only_list:
         cells = run(listed(flow, plan, say))
@@ -83,13 +84,6 @@ def sweep(
         document.write_text(page(report))
     if not report.ok:
         raise typer.Exit(ExitCode.BROKEN)
-
-
-def _silence_the_sdk() -> None:
-    """Keep the SDK's warnings about servers that we stop ourselves out of the data on stdout."""
-    from temporalio.runtime import Runtime, TelemetryConfig
-
-    Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=None)))
 
 
 def _print(report: "SweepReport") -> None:

@@ -5,8 +5,11 @@ import asyncio
 import pytest
 from sqlalchemy import text
 
+from everycent import clock
+from everycent.database import order
 from everycent.database.engine import Database
 from everycent.domain.order import (
+    AddAttempt,
     AttemptAdded,
     BalancePayment,
     CancelOrder,
@@ -144,6 +147,29 @@ async def test_a_customer_who_gives_up_the_redirect_can_pay_by_card(shop: Shop) 
     result = await shop.checkouts.wait(shop.tenant, "o-1")
     assert result.status is OrderStatus.CONFIRMED
     assert sorted(await shop.charged()) == [("cancelled", 0, 0), ("captured", 2933, 0)]
+
+
+@pytest.mark.requirement("T17")
+async def test_a_payment_that_the_row_has_and_the_run_forgot_is_told_to_the_run(
+    shop: Shop,
+) -> None:
+    """The server was put back by a second: the note of the payment is only in the order's row.
+
+    Red when: who names it again is answered from the row, and the run waits until its window ends.
+    """
+    await shop.receive(5)
+    await shop.checkouts.place(shop.order(payment=CardPayment(card_token="tok_declined")))
+    card, now = CardPayment(request_id="card", card_token="tok_ok"), clock.now()
+    note = AddAttempt(tenant=shop.tenant, order_id="o-1", at=now, payment=card)
+    async with shop.databases["order"].transaction() as tx:
+        await order.add_attempt(tx, [note])
+    assert await shop.checkouts.pay(shop.tenant, "o-1", PayOrder(payment=card)) == AttemptAdded(
+        number=2
+    )
+    result = await shop.checkouts.wait(shop.tenant, "o-1")
+    assert result.status is OrderStatus.CONFIRMED
+    again = await shop.checkouts.pay(shop.tenant, "o-1", PayOrder(payment=card))
+    assert again == AttemptAdded(number=2), "typed again when all is over"
 
 
 async def test_a_stored_balance_pays_an_order(shop: Shop) -> None:
