@@ -45,7 +45,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.checkout_steps import CheckoutSteps
     from workflows.repair import RepairDesk, say
     from workflows.saga import ParkedStep, Saga, run_or_park, uninterrupted
-    from workflows.telling import Standing, details, told
+    from workflows.telling import Standing, details, differs, told
 
 T = TypeVar("T")
 GONE = "the stock was gone after the payment: refunded"
@@ -288,7 +288,8 @@ class Checkout:
         """Write the decision; who loses the race adopts what the winner wrote.
 
         An order that another run has opened too is undone whole: every step gets its tombstone, so
-        that nothing the other run has begun is left, or comes later.
+        that nothing the other run has begun is left, or comes later. So are steps that run where
+        the run is: a workflow task that was lost may have done them.
         """
         self._deciding = True
         self._waits_for = WaitsFor.NOTHING
@@ -298,11 +299,15 @@ class Checkout:
             self._order.step_key("decide"),
             lambda: self._steps.decide(wanted, evidence),
         )
-        if self._verdict.shared or not self._verdict.agrees_with(wanted):
-            self._adopt(await self._open_again())
+        ours = not self._verdict.shared and self._verdict.agrees_with(wanted)
+        if not ours or self._steps.together:
+            self._adopt(await self._open_again(), only_local=ours)
 
-    def _adopt(self, opened: OpenedOrder) -> None:
-        """Take over a decided order: whatever it may have done is ours to undo or to finish."""
+    def _adopt(self, opened: OpenedOrder, *, only_local: bool = False) -> None:
+        """Take over a decided order: whatever it may have done is ours to undo or to finish.
+
+        `only_local`: but for calls to the provider that this run knows it did not begin.
+        """
         self._verdict = opened.verdict
         self._deciding = True
         self._saga = saga = Saga()
@@ -319,7 +324,10 @@ class Checkout:
                 lambda _: self._steps.unfreeze_points(self._verdict.reason),
             )
         for payment in opened.attempts:
-            self._begun.add(payment.request_id)
+            if not only_local or isinstance(payment, BalancePayment):
+                self._begun.add(payment.request_id)
+            if payment.request_id not in self._begun:
+                continue
             saga.may_have_run(
                 f"void payment {payment.request_id}",
                 self._steps.attempt_key(payment.request_id),
@@ -602,13 +610,3 @@ class Replaced(Refusal):
     """The customer named another payment before this one had an answer."""
 
     kind: str = "replaced"
-
-
-def differs(order: PlaceOrder, fields: tuple[str, ...]) -> ApplicationError:
-    """Return the error that tells whoever placed this order that its id is taken by another."""
-    return ApplicationError(
-        f"order {order.order_id} exists with other {', '.join(fields)}",
-        list(fields),
-        type="OrderDiffers",
-        non_retryable=True,
-    )

@@ -98,6 +98,7 @@ class CheckoutSteps:
     def __init__(self, order: PlaceOrder) -> None:
         self._order = order
         self._place = Place.of_this_run()
+        self.together = self._place.together
         self.opened_on: date = date.min
         self.window_ends_at: datetime = workflow.now()
 
@@ -150,11 +151,8 @@ class CheckoutSteps:
 
     async def mark(self, waits_for: WaitsFor, status: OrderStatus | None = None) -> Marked:
         """Say in the order's row what it waits for."""
-        return await self._place.start(
-            plan.MARK,
-            MarkOrder(waits_for=waits_for, status=status, **self._of_order()),
-            summary=f"waits for {waits_for}",
-        )
+        request = MarkOrder(waits_for=waits_for, status=status, **self._of_order())
+        return await self._place.start(plan.MARK, request, summary=f"waits for {waits_for}")
 
     async def close(self, result: OrderResult) -> OrderResult:
         """Store how the order ended."""

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from temporalio.exceptions import ApplicationError
+
 from everycent.domain.money import readable
 from everycent.domain.order import Decision, OrderLine, PlaceOrder
 from everycent.domain.outcome import Refusal
@@ -71,3 +73,13 @@ def _fact(name: str, value: object, currency: str) -> str:
 
 def _line(line: OrderLine, currency: str) -> str:
     return f"{line.units} × {line.sku}: {readable(line.amount_minor, currency)}"
+
+
+def differs(order: PlaceOrder, fields: tuple[str, ...]) -> ApplicationError:
+    """Return the error that tells whoever placed this order that its id is taken by another."""
+    return ApplicationError(
+        f"order {order.order_id} exists with other {', '.join(fields)}",
+        list(fields),
+        type="OrderDiffers",
+        non_retryable=True,
+    )

@@ -26,7 +26,7 @@ PARTS: tuple[Part, ...] = ("postgres", "migrate", "temporal", "simulator", "work
 WORKERS = ("workflows", *SERVICES)
 TOGETHER = ("together", "together-2")  # One process for each core of a small machine.
 MARK = "EVERYCENT_STACK_FOLDER"  # In the environment of every child: whose it is.
-WORKER_STOP_SECONDS = 25.0  # A worker lets its running activities finish: 20 s.
+WORKER_STOP_SECONDS = 25.0  # A worker lets its running activities finish for 15 s.
 LEFTOVER_SECONDS = 15.0
 
 
