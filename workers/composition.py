@@ -10,6 +10,7 @@ from typing import Any, Literal
 import httpx
 from temporalio.client import Client
 from temporalio.worker import (
+    Interceptor,
     PollerBehaviorAutoscaling,
     UnsandboxedWorkflowRunner,
     Worker,
@@ -89,7 +90,9 @@ async def lanes_of(
 
 
 @contextlib.asynccontextmanager
-async def everything(client: Client, settings: Settings) -> AsyncIterator[Worker]:
+async def everything(
+    client: Client, settings: Settings, *, interceptors: Sequence[Interceptor] = ()
+) -> AsyncIterator[Worker]:
     """Build the one worker that hosts the flows and every service, with a pool for each service.
 
     A flow that was started on its queue runs its database steps here, as local activities.
@@ -101,7 +104,11 @@ async def everything(client: Client, settings: Settings) -> AsyncIterator[Worker
             noun = await stack.enter_async_context(_noun(service, database, settings, clock.now))
             activities += activities_of(noun)
         yield workflow_worker(
-            client, queue=TOGETHER, activities=activities, slots=settings.pool.size
+            client,
+            queue=TOGETHER,
+            activities=activities,
+            slots=settings.pool.size,
+            interceptors=interceptors,
         )
 
 
@@ -142,6 +149,7 @@ def workflow_worker(
     runner: WorkflowRunner | None = None,
     activities: Sequence[Any] = (),
     slots: int | None = None,
+    interceptors: Sequence[Interceptor] = (),
 ) -> Worker:
     """Build the worker that runs every flow of the catalog, and activities beside them if any.
 
@@ -156,7 +164,7 @@ def workflow_worker(
         max_cached_workflows=500,
         max_concurrent_workflow_tasks=100,
         activities=activities,
-        interceptors=fault_points.interceptors(),
+        interceptors=[*fault_points.interceptors(), *interceptors],
         max_concurrent_activities=slots,
         max_concurrent_local_activities=slots,
         workflow_task_poller_behavior=PollerBehaviorAutoscaling(),

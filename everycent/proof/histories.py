@@ -24,6 +24,7 @@ from starters.client import DATA_CONVERTER
 TENANT = "golden"
 SUFFIX = ".json.gz"
 RECORDER = "everycent-histories"  # Said by every part of a history; no machine has this name.
+MODES = ("remote", "together")  # Where the database steps of the runs are.
 SERVERS: tuple[Part, ...] = ("postgres", "migrate", "temporal", "simulator")
 
 
@@ -72,6 +73,12 @@ def _without_traces(told: Any) -> Any:
 
 
 async def _main(root: Path) -> None:
+    for mode in MODES:
+        files = await _recorded(folder_of(root, mode), together=mode == "together")
+        sys.stdout.writelines(f"{file}\n" for file in files)
+
+
+async def _recorded(root: Path, *, together: bool) -> list[Path]:
     with (
         tempfile.TemporaryDirectory(prefix="everycent-histories-") as folder,
         EmbeddedStack(Path(folder) / "data", parts=SERVERS) as stack,
@@ -79,9 +86,8 @@ async def _main(root: Path) -> None:
         client = await Client.connect(
             stack.settings.temporal.address, data_converter=DATA_CONVERTER, identity=RECORDER
         )
-        async with world_of(stack.settings, client) as world:
-            files = await record(world, folder_of(root, "remote"))
-    sys.stdout.writelines(f"{file}\n" for file in files)
+        async with world_of(stack.settings, client, together=together) as world:
+            return await record(world, root)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from everycent.domain.message import order_of, step_key
 from everycent.domain.points import GrantPoints
 from everycent.settings import SERVICES, ServiceName, Settings
 from starters.checkouts import Checkouts
-from workers.composition import lanes_of, workflow_worker
+from workers.composition import everything, lanes_of, workflow_worker
 
 Hook = Callable[[], Awaitable[object]]
 FINAL = frozenset({"Bug", "InvalidRequest", "Refused"})  # Errors that Temporal does not retry.
@@ -186,8 +186,12 @@ async def world_of(
     short_window_seconds: int = 15,
     runner: WorkflowRunner | None = None,
     interceptors: Sequence[Interceptor] = (),
+    together: bool = False,
 ) -> AsyncIterator[World]:
-    """Run every worker of the platform in this process until the end of the block."""
+    """Run every worker of the platform in this process until the end of the block.
+
+    `together` runs the one that hosts everything beside them, and sends the orders there.
+    """
     trouble = Trouble()
     async with contextlib.AsyncExitStack() as stack:
         reader = Reader(settings)
@@ -209,7 +213,11 @@ async def world_of(
                 )
                 await stack.enter_async_context(worker)
         await stack.enter_async_context(workflow_worker(client, runner=runner))
-        checkouts = Checkouts(client, reader)
+        if together:
+            around = [*interceptors, trouble]
+            host = everything(client, settings, interceptors=around)
+            await stack.enter_async_context(await stack.enter_async_context(host))
+        checkouts = Checkouts(client, reader, together=together)
         yield World(
             client, reader, checkouts, provider, databases, trouble, now, later,
             short_window_seconds,

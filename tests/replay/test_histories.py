@@ -10,7 +10,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 from temporalio.workflow import NondeterminismError
 
 from everycent.domain.order import OrderStatus
-from everycent.proof.histories import histories
+from everycent.proof.histories import MODES, histories
 from everycent.proof.stories import STORIES
 from starters.client import DATA_CONVERTER
 from tests.replay.edited import NoWindow, OneStepMore, PointsFirst
@@ -34,9 +34,9 @@ async def failures(flow: type[Any], of: dict[str, WorkflowHistory]) -> dict[str,
     return found
 
 
-def newest() -> dict[str, WorkflowHistory]:
+def newest(mode: str = "remote") -> dict[str, WorkflowHistory]:
     version = max(HISTORIES).split("/")[0]
-    return {name: h for name, h in HISTORIES.items() if name.startswith(f"{version}/remote/")}
+    return {name: h for name, h in HISTORIES.items() if name.startswith(f"{version}/{mode}/")}
 
 
 @pytest.mark.requirement("AC4.4", "I18", "T30")
@@ -47,9 +47,10 @@ async def test_every_recorded_order_replays_under_the_code_of_today() -> None:
 
 
 @pytest.mark.requirement("I18")
-def test_every_outcome_has_its_history() -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_every_outcome_has_its_history(mode: str) -> None:
     """Red when: a story is added and `make histories` was not run, or a file is deleted."""
-    assert {name.rsplit("/", 1)[-1] for name in newest()} == {story.name for story in STORIES}
+    assert {name.rsplit("/", 1)[-1] for name in newest(mode)} == {story.name for story in STORIES}
     assert {story.status for story in STORIES} == set(OrderStatus) - {OrderStatus.PENDING}
 
 
