@@ -46,6 +46,7 @@ class Cost(BaseModel):
     lasting_events: int  # Beside those of workflow tasks: the same in every run of a story.
     workflow_tasks: int
     actions: int
+    retries: int = 0  # Attempts that were repeated: what a busy machine adds to the actions.
 
     @property
     def events(self) -> int:
@@ -56,11 +57,11 @@ class Cost(BaseModel):
 def cost_of(history: WorkflowHistory) -> Cost:
     """Count the events and the billable actions of one run."""
     kinds = Counter(event.event_type for event in history.events)
-    attempts = sum(
+    attempts = [
         event.activity_task_started_event_attributes.attempt
         for event in history.events
         if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED
-    )
+    ]
     tasks_with_local_activities = {
         event.marker_recorded_event_attributes.workflow_task_completed_event_id
         for event in history.events
@@ -69,9 +70,10 @@ def cost_of(history: WorkflowHistory) -> Cost:
     return Cost(
         lasting_events=sum(count for kind, count in kinds.items() if kind not in WORKFLOW_TASK),
         workflow_tasks=kinds[EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED],
-        actions=attempts
+        actions=sum(attempts)
         + len(tasks_with_local_activities)
         + sum(count * kinds[kind] for kind, count in ACTIONS.items()),
+        retries=sum(attempts) - len(attempts),
     )
 
 

@@ -22,6 +22,10 @@ A = TypeVar("A")
 MEMO: Final = "steps"
 TOGETHER_MEMO: Final = {MEMO: "together"}
 
+# Before a local step is tried again the task is given back: what was done is on record, messages
+# are heard, and the run's clock goes on, which stands still while a worker waits by itself.
+AT_ONCE: Final = timedelta(milliseconds=1)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -53,7 +57,7 @@ class Place:
         told = summary or step.name
         if self.together and not step.talks:
             local = workflow.start_local_activity_method(
-                step.activity, request, summary=told, **options
+                step.activity, request, summary=told, local_retry_threshold=AT_ONCE, **options
             )
             return asyncio.create_task(_failing_as_activity(local, told))
         queue = TOGETHER if self.together else step.queue

@@ -29,6 +29,7 @@ from everycent.domain.order import (
     RepairOrder,
 )
 from everycent.proof.world import Hook, World
+from everycent.settings import ServiceName
 from workers.queues import WORKFLOWS
 from workflows.checkout import Checkout
 
@@ -99,10 +100,20 @@ class Scene:
             " WHERE tenant = :tenant AND order_id = :order_id AND state = 'OPEN'"
         )
         names = {"tenant": self.order.tenant, "order_id": self.order.order_id}
+        return str((await self._row("order", sql, **names))["case_key"])
+
+    async def declined(self, request_id: str) -> None:
+        """Wait until a payment is declined: the next one would replace it untried."""
+        key = self.order.step_key("pay", request_id)
+        await self._row(
+            "payment", "SELECT 1 FROM payment WHERE key = :key AND state = 'REFUSED'", key=key
+        )
+
+    async def _row(self, service: ServiceName, sql: str, **names: str) -> dict[str, Any]:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not (cases := await self.world.reader.rows("order", sql, **names)):
+            while not (rows := await self.world.reader.rows(service, sql, **names)):
                 await asyncio.sleep(LOOK_SECONDS)
-        return str(cases[0]["case_key"])
+        return rows[0]
 
     async def repair(self, **word: Any) -> None:
         """Give an operator's word on the parked step."""
@@ -198,6 +209,7 @@ async def _be_declined_again(scene: Scene) -> None:
     for request_id in ("second", "third"):
         await scene.world.later(2 * MINUTE)
         await scene.pay(card("tok_declined", request_id))
+        await scene.declined(request_id)
 
 
 async def _lose_provider_answers(scene: Scene) -> None:
