@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     database: dict[ServiceName, str] = {}
     read: dict[ServiceName, str] = {}
     owner: dict[ServiceName, str] = {}
+    stack: dict[str, int] = {}  # The ports of the embedded stack whose data folder this is.
     faults: str = ""  # Rules as JSON or their file (everycent/faults.py); empty in production.
 
     @classmethod
@@ -97,7 +98,36 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
-def load(data_dir: Path | None = None, *parts: str) -> Settings:
+class OwnSettings(Settings):
+    """What the files of an embedded stack say, whatever other places the environment names."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave the environment out."""
+        return (init_settings,)
+
+
+# What names other servers than those of an embedded stack; its processes never hear of it.
+ELSEWHERE = (
+    "TEMPORAL_",
+    *(f"EVERYCENT_{part}__" for part in ("TEMPORAL", "PROVIDER", "DATABASE", "READ", "OWNER")),
+    "EVERYCENT_STEPS",
+)
+
+
+def environment_of_a_stack() -> dict[str, str]:
+    """Return our environment without what would lead a stack's process to other servers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ELSEWHERE)}
+
+
+def load(data_dir: Path | None = None, *parts: str, kind: type[Settings] = Settings) -> Settings:
     """Read the settings of a process: the environment, then `common` and the named parts' files.
 
     Without a running stack the files are absent and the environment (or the defaults) speaks alone.
@@ -108,7 +138,7 @@ def load(data_dir: Path | None = None, *parts: str) -> Settings:
         file = folder / "settings" / f"{part}.toml"
         if file.is_file():
             _merge(merged, tomllib.loads(file.read_text()))
-    return Settings(**{**merged, "data_dir": folder})
+    return kind(**{**merged, "data_dir": folder})
 
 
 def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:

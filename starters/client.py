@@ -48,10 +48,11 @@ DATA_CONVERTER = DataConverter(payload_converter_class=_Converter)
 async def connect(settings: Settings) -> Client:
     """Connect to Temporal: TEMPORAL_* variables and profiles first, then our settings.
 
+    The server of an embedded stack is reached as its folder says: they speak of other servers.
     Raises Unreachable with the address when nobody answers there, and when no address was given:
     a server that happens to listen at the usual port is somebody else's.
     """
-    profile = ClientConfig.load_client_connect_config()
+    profile = {} if settings.stack else _profile()
     if "temporal" not in settings.model_fields_set and "target_host" not in profile:
         raise Unreachable(
             f"no stack runs in {settings.data_dir}; start one with `everycent up`,"
@@ -69,6 +70,10 @@ async def connect(settings: Settings) -> Client:
             f"Temporal does not answer at {config['target_host']}: {_cause(error)};"
             " try `everycent up`"
         ) from error
+
+
+def _profile() -> dict[str, Any]:
+    return {**ClientConfig.load_client_connect_config()}
 
 
 def _cause(error: Exception) -> str:

@@ -137,7 +137,7 @@ def _without_driver(at: Situation) -> Waiting:
     return Waiting(f"nobody drives it: {how}; the order is {decision}", _TAKE_UP)
 
 
-_TAKE_UP = ("everycent sweeper --once", "everycent order place FILE")
+_TAKE_UP = ("everycent sweeper --once --grace 0", "everycent order place FILE")
 
 
 def _under_way(at: Situation) -> Waiting:

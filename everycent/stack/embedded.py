@@ -14,7 +14,7 @@ from typing import Literal, Self
 import psutil
 
 from everycent.clock import now
-from everycent.settings import SERVICES, Settings, load
+from everycent.settings import SERVICES, OwnSettings, Settings, load
 from everycent.stack import launch, ports, temporal
 from everycent.stack.folder import DataFolder, role_name
 from everycent.stack.ports import LOOPBACK, Ports, StackError
@@ -130,7 +130,7 @@ class EmbeddedStack:
     @property
     def settings(self) -> Settings:
         """Return the settings with the DSNs of every role; a worker has only its own part's."""
-        return load(self.folder.path, "owner")
+        return load(self.folder.path, "owner", kind=OwnSettings)
 
     def _tell(self, line: str) -> None:
         """Pass a line on and keep it: of a detached supervisor the log is all there is."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from everycent.clock import now
+from everycent.settings import environment_of_a_stack
 from everycent.stack import launch
 from everycent.stack.ports import StackError
 
@@ -244,7 +245,7 @@ class _Child:
             self.program.command,
             output=self.program.log,
             user=self.program.user,
-            environment={**os.environ, **self.program.environment},
+            environment={**environment_of_a_stack(), **self.program.environment},
             death_signal=self.program.stop_signal,
         )
         self._started, self._probe = time.monotonic(), None

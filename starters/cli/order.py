@@ -113,7 +113,7 @@ def list_orders(
         hidden = {"request", "request_hash", "result"}
         print_json([each.model_dump(mode="json", exclude=hidden) for each in found])
         return
-    table = new_table("order", "status", "waits for", "customer", "total", "opened", "reason")
+    table = new_table("order", "status", "waits for", "customer", "total minor", "opened", "reason")
     for each in found:
         table.add_row(
             each.order_id, each.status, each.waits_for, each.customer,

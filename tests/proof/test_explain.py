@@ -121,7 +121,7 @@ async def test_an_open_order_without_a_run_says_so_and_what_helps(
         settings, shop.tenant, "o-1", flow="gone", client=shop.client, provider=shop.provider
     )
     assert told.why.startswith("nobody drives it: Temporal does not know its workflow")
-    assert told.next_commands[0] == "everycent sweeper --once"
+    assert told.next_commands[0] == "everycent sweeper --once --grace 0"
     await shop.checkouts.cancel(shop.tenant, "o-1", CancelOrder())
 
 

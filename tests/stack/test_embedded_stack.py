@@ -12,10 +12,13 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
+from everycent.errors import Bug
 from everycent.settings import SERVICES
 from everycent.stack import launch, ports, temporal
 from everycent.stack.embedded import EmbeddedStack
 from everycent.stack.ports import StackError
+from starters.bookings import Bookings
+from starters.client import connect
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,28 @@ async def test_an_older_server_file_gets_the_missing_search_attributes(tmp_path:
     with _running(command, tmp_path / "log"):
         _wait_until(lambda: temporal.is_ready(used))
         assert set(temporal.SEARCH_ATTRIBUTES) <= await _search_attributes(used)
+
+
+async def test_a_stack_is_its_own_whatever_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell that speaks to another shop starts a demo: no worker and no client goes there.
+
+    Red when: a child is given our environment as it is (its worker never becomes ready), or the
+    stack's settings or the client let a variable stand above the folder.
+    """
+    elsewhere = "127.0.0.9:9"
+    for name in ("TEMPORAL_ADDRESS", "EVERYCENT_TEMPORAL__ADDRESS"):
+        monkeypatch.setenv(name, elsewhere)
+    monkeypatch.setenv("EVERYCENT_PROVIDER__URL", f"http://{elsewhere}")
+    for role in ("DATABASE", "READ", "OWNER"):
+        monkeypatch.setenv(f"EVERYCENT_{role}__ORDER", f"postgresql://nobody@{elsewhere}/none")
+    with EmbeddedStack(tmp_path / "data", workers=("order",)) as stack:
+        told = stack.settings
+        client = await connect(told)
+        with pytest.raises(Bug, match="there is no case"):  # So says its own database.
+            await Bookings(client).settle_case("t", "o-1", "t/o-1/none", by="ada", reason="a test")
+    assert elsewhere not in told.model_dump_json()
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
