@@ -13,10 +13,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.boundary import errors_for_temporal
 from everycent.database import sweep_reads
 from everycent.database.engine import Database
-from everycent.domain.sweep import RunState, Standing
+from everycent.domain.sweep import HoldService, RunState, Standing
 from everycent.domain.sweep_questions import (
     HoldPage,
-    HoldService,
     HoldsOf,
     KeyPage,
     KeyStates,

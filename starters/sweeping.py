@@ -10,10 +10,9 @@ from activities.sweep import describe_runs, list_running
 from everycent import clock
 from everycent.database import sweep_reads
 from everycent.database.reads import Reader
-from everycent.domain.sweep import RunState, Standing, Sweep, SweepReport
+from everycent.domain.sweep import HoldService, RunState, Standing, Sweep, SweepReport
 from everycent.domain.sweep_questions import (
     HoldPage,
-    HoldService,
     HoldsOf,
     KeyPage,
     KeyStates,

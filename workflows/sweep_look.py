@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from everycent.domain.sweep import (
     Finding,
     Hold,
+    HoldService,
     RunState,
     Standing,
     Sweep,
@@ -24,7 +25,6 @@ from everycent.domain.sweep import (
 from everycent.domain.sweep_questions import (
     HOLD_SERVICES,
     HoldPage,
-    HoldService,
     HoldsOf,
     KeyPage,
     KeyStates,

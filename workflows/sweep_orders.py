@@ -32,14 +32,15 @@ with workflow.unsafe.imports_passed_through():
         Act,
         Finding,
         Hold,
+        HoldService,
         RunState,
         Standing,
         Sweep,
         SweepReport,
+        judge_hold,
     )
     from everycent.domain.sweep_questions import (
         HoldPage,
-        HoldService,
         HoldsOf,
         KeyPage,
         KeyStates,
@@ -75,6 +76,7 @@ class SweepOrders:
 
     @workflow.init
     def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
         self._together = sweep.together
 
     @workflow.run
@@ -117,7 +119,24 @@ class SweepOrders:
         if finding.act is Act.TAKE_UP:
             return await self._take_up(finding.xid)
         assert finding.hold is not None, f"{finding.key} is no hold"
+        if not await self._is_still_so(finding.hold, finding):
+            return "nothing: it has moved meanwhile"
         return await self._end_hold(finding.hold, finding)
+
+    async def _is_still_so(self, hold: Hold, finding: Finding) -> bool:
+        """Look at a hold right before the act, and judge it by the same rules as the look did."""
+        eyes = _WorkerEyes()
+        holds = await eyes.holds_of(hold.service, HoldsOf(keys=(hold.key,)))
+        [standing] = await eyes.standings(StandingsOf(xids=(hold.xid,)))
+        # The runs come last: an order that was placed behind the other looks is seen by its run.
+        owners = tuple(f"{flow}/{hold.xid}" for flow in FLOW_NAMES)
+        runs = await eyes.runs(WorkflowIds(workflow_ids=owners))
+        caseless = standing.model_copy(update={"cases": ()})  # Ours was opened a moment ago.
+        return any(
+            (again.kind, again.act) == (finding.kind, finding.act)
+            for now in holds.holds
+            if (again := judge_hold(now, caseless, runs, self._sweep, workflow.now()))
+        )
 
     async def _take_up(self, xid: str) -> str:
         """Start a run of the order, as it was asked for, unless it has ended or runs by now."""

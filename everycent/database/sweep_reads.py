@@ -7,10 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database.audit_rows import Span
 from everycent.database.engine import sql
-from everycent.domain.sweep import Hold, OrderFacts, Standing, SweeperCase
+from everycent.domain.sweep import Hold, HoldService, OrderFacts, Standing, SweeperCase
 from everycent.domain.sweep_questions import (
     HoldPage,
-    HoldService,
     HoldsOf,
     KeyPage,
     KeyStates,

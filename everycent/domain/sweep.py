@@ -8,11 +8,14 @@ cancelled as its decision says; what neither helps becomes a case.
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
 from everycent.domain.message import Message, Told, order_of
 from everycent.domain.order import Decision, OrderStatus, PlaceOrder, WaitsFor
+
+HoldService = Literal["inventory", "payment", "account", "points"]
 
 
 class Sweep(Message):
@@ -66,7 +69,7 @@ class Standing(Message):
 class Hold(Message):
     """A row of a service that waits for its order's end, or has taken money."""
 
-    service: str
+    service: HoldService
     kind: str  # reservation, payment, balance_hold, points_hold
     key: str
     state: str

@@ -1,11 +1,9 @@
 """What the sweeper asks the services, page by page; each question carries its time."""
 
-from typing import Literal
-
 from pydantic import AwareDatetime
 
 from everycent.domain.message import Message
-from everycent.domain.sweep import Hold, Standing
+from everycent.domain.sweep import Hold, HoldService, Standing
 
 PAGE = 5000  # Rows looked at per question: its keys stay far below what Temporal carries.
 
@@ -82,5 +80,4 @@ class WorkflowIds(Message):
     workflow_ids: tuple[str, ...]
 
 
-HoldService = Literal["inventory", "payment", "account", "points"]
 HOLD_SERVICES: tuple[HoldService, ...] = ("inventory", "payment", "account", "points")

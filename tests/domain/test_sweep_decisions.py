@@ -56,7 +56,7 @@ def case(key: str = f"{XID}/sweeper", **changes: Any) -> SweeperCase:
 
 def hold(kind: str = "reservation", step: str = "reserve", **changes: Any) -> Hold:
     facts: dict[str, Any] = {
-        "service": "s", "kind": kind, "key": f"{XID}/{step}", "state": "TRIED",
+        "service": "inventory", "kind": kind, "key": f"{XID}/{step}", "state": "TRIED",
         "opened_on": "2026-01-02", "tried_at": ago(7200),
     }  # fmt: skip
     return Hold(**{**facts, **changes})

@@ -64,6 +64,26 @@ async def test_a_hold_without_an_order_is_given_back_and_noted(
     assert (await sweep(shop)).findings == ()
 
 
+@pytest.mark.requirement("I8")
+async def test_a_hold_whose_order_is_placed_again_while_the_pass_looks_stays(shop: Shop) -> None:
+    """Red when: a hold is ended by what the look said of it, without looking again."""
+    await fill(shop)
+    await hold_without_order(shop)
+    order = shop.order("ghost", units=3, payment=RedirectPayment())
+
+    async def place_again() -> None:  # Its Try is given the answer of the hold that is there.
+        await shop.checkouts.place(order)
+
+    shop.fault("order.park_step", None, order_id="ghost", after=True, hook=place_again)
+    [finding] = (await sweep(shop)).findings
+    assert (finding.act, finding.after) == (Act.CANCEL, "nothing: it has moved meanwhile")
+    assert await shop.stock() == {"free": 497, "held": 3, "sold": 0}
+    assert (await sweep(shop)).findings == ()
+    await shop.checkouts.cancel(shop.tenant, "ghost", CancelOrder())
+    await shop.client.get_workflow_handle(order.workflow_id()).result()
+    assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
+
+
 @pytest.mark.requirement("I8", "AC1.7")
 async def test_money_without_an_order_becomes_a_case_once(shop: Shop) -> None:
     """Red when: a capture that no order explains is not found, or is counted again by each pass."""
