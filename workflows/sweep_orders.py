@@ -64,7 +64,7 @@ A = TypeVar("A")
 Q = TypeVar("Q")
 SWEPT_BY = "everycent sweeper"
 _WHY = "found by the sweeper: "
-_PATIENCE = timedelta(minutes=5)  # A service that does not answer is asked by the next pass.
+_PATIENCE = timedelta(minutes=5)  # A repair that gets no answer is tried again by the next pass.
 _LOOK = StepOptions(**DATABASE_STEP, schedule_to_close_timeout=_PATIENCE)
 _CALL = StepOptions(**PROVIDER_STEP, schedule_to_close_timeout=_PATIENCE)
 _Step = Callable[[dict[str, Any], str, str], Awaitable[Any]]  # What, why, and by which queue.

@@ -29,7 +29,7 @@ class Sweep(Message):
     stuck_seconds: int = Field(default=900, ge=0)  # So long after its time a live order is told.
     limit: int = Field(default=50, ge=0)
     unknown_limit: int = Field(default=10, ge=1)  # So many orders of which Temporal knows none.
-    max_failures: int = Field(default=5, ge=1)  # How often an order is taken up before a person is.
+    max_failures: int = Field(default=5, ge=1)  # So many repairs of one thing, then a person's.
 
 
 class OrderFacts(Message):
@@ -163,7 +163,9 @@ def judge_order(
         kind = _is_stuck(order, sweep, at)
         return _order_finding(standing, kind, live, Act.NONE) if kind else None
     run = runs.get(order.driver) or RunState(workflow_id=order.driver)
-    return _order_finding(standing, "order without a live run", run, _take_up(standing, sweep))
+    case = standing.case(f"{standing.xid}/sweeper")
+    act = _once_more(Act.TAKE_UP, case, sweep.max_failures)
+    return _order_finding(standing, "order without a live run", run, act)
 
 
 def judge_hold(
@@ -181,7 +183,8 @@ def judge_hold(
         return _judge_taken(hold, standing, order)
     act = _end_of(hold, order)
     told = f"{hold.kind} TRIED, order {order.status}"
-    return _hold_finding(hold, standing, "open hold of a closed order", told, act)
+    tries = sweep.max_failures
+    return _hold_finding(hold, standing, "open hold of a closed order", told, act, tries)
 
 
 def judge_run(run: RunState, standing: Standing) -> Finding | None:
@@ -231,10 +234,13 @@ def _is_stuck(order: OrderFacts, sweep: Sweep, at: datetime) -> str:
     return kind if since + timedelta(seconds=sweep.stuck_seconds) < at else ""
 
 
-def _take_up(standing: Standing, sweep: Sweep) -> Act:
-    case = standing.case(f"{standing.xid}/sweeper")
-    if case is None or (case.attempts < sweep.max_failures and not case.by_hand):
-        return Act.TAKE_UP
+def _once_more(act: Act, case: SweeperCase | None, tries: int) -> Act:
+    """Return `act` while a repair may be tried once more, then leave it to a person.
+
+    A case that is open is no reason to wait: the pass that failed has left it, until one succeeds.
+    """
+    if case is None or (act is not Act.CASE and case.attempts < tries and not case.by_hand):
+        return act
     return Act.NONE if case.is_open or case.by_hand else Act.CASE
 
 
@@ -258,7 +264,8 @@ def _judge_orphan(
         return _hold_finding(hold, standing, "run without an order row", told, Act.CASE)
     if hold.state == "TRIED":
         told = f"{hold.kind} TRIED, no order row, no run"
-        return _hold_finding(hold, standing, "hold without an order", told, Act.CANCEL)
+        tries = sweep.max_failures
+        return _hold_finding(hold, standing, "hold without an order", told, Act.CANCEL, tries)
     told = f"{hold.kind} {hold.state}, {hold.kept_minor} minor units kept, no order row"
     return _hold_finding(hold, standing, "capture without an order", told, Act.CASE)
 
@@ -283,9 +290,9 @@ def _end_of(hold: Hold, order: OrderFacts) -> Act:
     return Act.CONFIRM
 
 
-def _hold_finding(hold: Hold, standing: Standing, kind: str, before: str, act: Act) -> Finding:
+def _hold_finding(
+    hold: Hold, standing: Standing, kind: str, before: str, act: Act, tries: int = 1
+) -> Finding:
     finding = Finding(kind=kind, xid=hold.xid, key=hold.key, before=before, act=act, hold=hold)
-    case = standing.case(finding.case_key)
-    if case is not None and (case.is_open or case.by_hand):  # A person has it, or has done it.
-        return finding.model_copy(update={"act": Act.NONE})
-    return finding
+    act = _once_more(act, standing.case(finding.case_key), tries)
+    return finding.model_copy(update={"act": act})

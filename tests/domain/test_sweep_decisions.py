@@ -230,17 +230,28 @@ def test_a_hold_whose_run_lives_without_an_order_row_is_not_touched() -> None:
 @pytest.mark.parametrize(
     ("changes", "act"),
     [
-        ({"is_open": True}, Act.NONE),
+        ({"attempts": 4}, Act.CANCEL),
+        ({"attempts": 5}, Act.NONE),
+        ({"attempts": 5, "is_open": False}, Act.CASE),
+        ({"attempts": 4, "by_hand": True}, Act.NONE),
         ({"is_open": False, "by_hand": True}, Act.NONE),
         ({"is_open": False}, Act.CANCEL),
     ],
 )
-def test_what_a_person_has_or_has_done_is_told_and_not_touched(
+def test_a_hold_is_ended_by_a_few_passes_before_a_person_is_asked(
     changes: dict[str, Any], act: Act
 ) -> None:
     found = of_hold(hold(), REJECTED, case(f"{XID}/reserve/sweeper", **changes))
     assert found is not None
     assert found.act is act
+
+
+def test_a_case_about_money_is_opened_once() -> None:
+    row = hold("payment", "pay/first", state="CONFIRMED", kept_minor=7)
+    for changes, act in (({}, Act.NONE), ({"is_open": False}, Act.CASE)):
+        found = of_hold(row, REJECTED, case(f"{XID}/pay/first/sweeper", **changes))
+        assert found is not None
+        assert found.act is act
 
 
 def test_a_reservation_that_a_paid_order_lost_becomes_a_case() -> None:

@@ -84,6 +84,22 @@ async def test_a_hold_whose_order_is_placed_again_while_the_pass_looks_stays(sho
     assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
 
 
+@pytest.mark.requirement("I8", "T20")
+async def test_a_repair_that_failed_is_made_by_the_next_pass(shop: Shop) -> None:
+    """Red when: the case that a failed repair leaves open keeps every later pass away."""
+    await fill(shop)
+    await hold_without_order(shop)
+    shop.fault("inventory.release_stock", "Bug", order_id="ghost")
+    [failed] = (await sweep(shop)).findings
+    assert (failed.act, failed.repaired) == (Act.CANCEL, False)
+    assert failed.after.startswith(f"not repaired, case {shop.tenant}/ghost/reserve/sweeper is")
+    assert [case["state"] for case in await shop.cases()] == ["OPEN"]
+    [mended] = (await sweep(shop)).findings
+    assert (mended.repaired, mended.after) == (True, "reservation was cancelled")
+    assert [(case["state"], case["attempts"]) for case in await shop.cases()] == [("RESOLVED", 2)]
+    assert (await shop.stock())["held"] == 0
+
+
 @pytest.mark.requirement("I8", "AC1.7")
 async def test_money_without_an_order_becomes_a_case_once(shop: Shop) -> None:
     """Red when: a capture that no order explains is not found, or is counted again by each pass."""
