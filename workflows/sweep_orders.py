@@ -104,15 +104,18 @@ class SweepOrders:
             return finding
         try:
             parked = await self._park(finding)
-            if parked.settled_by_hand:
-                return _after(finding, "left alone: a person has settled it")
-            if finding.act is Act.CASE:
-                return _after(finding, f"case {finding.case_key} is open")
+        except FailureError as error:
+            return _after(finding, f"not repaired, no case could be opened: {_cause(error)}")
+        if parked.settled_by_hand:
+            return _after(finding, "left alone: a person has settled it")
+        if finding.act is Act.CASE:
+            return _after(finding, f"case {finding.case_key} is open")
+        try:
             after = await self._repair(finding)
             await self._settle(finding, after)
         except (FailureError, _Unrepaired) as error:
-            cause = getattr(error, "cause", None) or error
-            return _after(finding, f"not repaired, case {finding.case_key} is open: {cause}")
+            case = finding.case_key
+            return _after(finding, f"not repaired, case {case} is open: {_cause(error)}")
         return _after(finding, after).model_copy(update={"repaired": True})
 
     async def _repair(self, finding: Finding) -> str:
@@ -215,6 +218,10 @@ class SweepOrders:
 
 class _Unrepaired(Exception):
     """The service answered, and its answer is no repair."""
+
+
+def _cause(error: Exception) -> object:
+    return getattr(error, "cause", None) or error
 
 
 def _after(finding: Finding, after: str) -> Finding:

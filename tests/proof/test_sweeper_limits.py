@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import dataclasses
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
-from temporalio.client import Client
+from temporalio.client import Client, ScheduleActionStartWorkflow
 from temporalio.service import RPCError
 from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
@@ -16,13 +16,14 @@ from activities.payment import PaymentActivities
 from everycent.database.engine import Database, assert_no_transaction
 from everycent.domain.order import CancelOrder, RedirectPayment
 from everycent.domain.payment import AuthorisePayment, CapturePayment
-from everycent.domain.sweep import Act
+from everycent.domain.sweep import Act, Sweep
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.proof.drivers import TemporalDrivers
 from everycent.proof.explain import explain
 from everycent.settings import ServiceName, Settings
 from everycent.simulator.desk import Options
 from starters.client import DATA_CONVERTER
+from starters.schedules import SWEEPER_SCHEDULE, install_sweeper, pause_sweeper
 from tests.proof.conftest import Vandal
 from tests.proof.sweeper_site import (
     acts,
@@ -98,6 +99,19 @@ async def test_a_repair_that_failed_is_made_by_the_next_pass(shop: Shop) -> None
     assert (mended.repaired, mended.after) == (True, "reservation was cancelled")
     assert [(case["state"], case["attempts"]) for case in await shop.cases()] == [("RESOLVED", 2)]
     assert (await shop.stock())["held"] == 0
+
+
+@pytest.mark.requirement("AC1.7")
+async def test_a_case_is_told_as_open_only_if_it_was_opened(shop: Shop) -> None:
+    """Red when: people are sent to a case that nobody could write down."""
+    await fill(shop)
+    await hold_without_order(shop)
+    shop.fault("order.park_step", "Bug", order_id="ghost")
+    [finding] = (await sweep(shop)).findings
+    assert not finding.repaired
+    assert finding.after == "not repaired, no case could be opened: Bug: Bug by the test"
+    assert await shop.cases() == []
+    assert (await shop.stock())["held"] == 3
 
 
 @pytest.mark.requirement("I8", "AC1.7")
@@ -258,3 +272,28 @@ async def test_an_order_that_is_lost_again_and_again_is_left_to_a_person(shop: S
     assert (case["state"], case["attempts"], case["proposals"]) == ("OPEN", 3, ["retry", "resolve"])
     assert (await shop.checkouts.take_up(shop.tenant, "o-1")).waits_for == "payment"
     await shop.checkouts.cancel(shop.tenant, "o-1", CancelOrder())
+
+
+# -- the schedule
+
+
+@pytest.mark.requirement("I8")
+async def test_a_worker_that_starts_elsewhere_takes_the_schedule_along(
+    temporal: WorkflowEnvironment,
+) -> None:
+    """Red when: repairs go for ever to the queues of the first workers, which nobody may poll."""
+    client, every = temporal.client, timedelta(hours=2)
+    await install_sweeper(client, Sweep(limit=7), every)
+    await pause_sweeper(client, "ada")
+    handle = client.get_schedule_handle(SWEEPER_SCHEDULE)
+    for moved in (True, True, False):
+        await install_sweeper(client, Sweep(together=moved), keep=True)
+        schedule = (await handle.describe()).schedule
+        action = schedule.action
+        assert isinstance(action, ScheduleActionStartWorkflow)
+        [kept] = await client.data_converter.decode(action.args, [Sweep])
+        assert kept == Sweep(together=moved, limit=7)
+        assert (action.workflow, action.id) == ("sweep_orders", "sweeper/scheduled")
+        assert [spec.every for spec in schedule.spec.intervals] == [every]
+        assert (schedule.state.paused, schedule.state.note) == (True, "paused by ada")
+    await handle.delete()
