@@ -6,7 +6,10 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio import activity
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType, WorkflowExecutionStatus
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowHistoryEventFilterType
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -129,16 +132,29 @@ async def describe_runs(client: Client, workflow_ids: Sequence[str]) -> list[Run
 
 
 async def _describe(client: Client, workflow_id: str) -> RunState:
-    handle = client.get_workflow_handle(workflow_id)
+    asked = DescribeWorkflowExecutionRequest(
+        namespace=client.namespace, execution=WorkflowExecution(workflow_id=workflow_id)
+    )
     try:
-        told = await handle.describe()
+        told = await client.workflow_service.describe_workflow_execution(asked, retry=True)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             return RunState(workflow_id=workflow_id)
         raise
-    status = told.status.name.lower() if told.status else "unknown"
-    how = await _how_it_ended(client, told.id, told.run_id) if status == "terminated" else ""
+    run = told.workflow_execution_info
+    status = status_of(run)
+    how = ""
+    if status == "terminated":
+        how = await _how_it_ended(client, workflow_id, run.execution.run_id)
     return RunState(workflow_id=workflow_id, status=status, ended_how=how)
+
+
+def status_of(run: WorkflowExecutionInfo) -> str:
+    """Name the status as Temporal says it: the SDK's own reading knows no paused run."""
+    if run.status == WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_UNSPECIFIED:
+        return "unknown"
+    name = WorkflowExecutionStatus.Name(run.status)
+    return name.removeprefix("WORKFLOW_EXECUTION_STATUS_").lower()
 
 
 async def _how_it_ended(client: Client, workflow_id: str, run_id: str) -> str:

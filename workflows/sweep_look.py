@@ -4,9 +4,12 @@ It asks through `Eyes`, so that the same look serves the workflow (by activities
 beside any shop (by read-only roles). What looks lost is looked at again before it counts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol, TypeVar
+
+from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from everycent.domain.sweep import (
     Finding,
@@ -38,6 +41,7 @@ from everycent.domain.sweep_questions import (
 
 T = TypeVar("T")
 _FEW = 200
+_ORDERS = "unfinished orders"
 
 
 class Eyes(Protocol):
@@ -98,14 +102,32 @@ class _Look:
         self._findings: dict[str, Finding] = {}
         self._orders = 0
         self._holds = 0
+        self._silent: list[str] = []
         self._newest: list[RunState] = []  # Of the unfinished orders.
 
     async def report(self) -> SweepReport:
-        for part in (self._lost_orders, self._open_holds, self._unsold, self._lost_rows):
-            await part()
+        parts: tuple[tuple[str, Callable[[], Awaitable[None]]], ...] = (
+            (_ORDERS, self._lost_orders),
+            *((f"holds of {each}", partial(self._open_holds, each)) for each in HOLD_SERVICES),
+            ("stock of confirmed orders", self._unsold),
+            ("runs without an order row", self._lost_rows),
+        )
+        for name, part in parts:
+            await self._try(name, part)
+            if self._silent[:1] and name == _ORDERS:  # By them alone a wrong namespace is known.
+                return self._told(f"nothing can be judged without the {self._silent[0]}")
             if why := why_stop(self._told(), self._newest, self._sweep):
                 return self._told(why)
         return self._told()
+
+    async def _try(self, name: str, part: Callable[[], Awaitable[None]]) -> None:
+        """Look at one part; one that stays silent keeps nobody from what the others told."""
+        try:
+            await part()
+        except FailureError as error:
+            if is_cancelled_exception(error):
+                raise
+            self._silent.append(f"{name}: {error.cause or error}")
 
     def _told(self, why: str = "") -> SweepReport:
         return SweepReport(
@@ -114,6 +136,7 @@ class _Look:
             orders_looked_at=self._orders,
             holds_looked_at=self._holds,
             findings=tuple(self._findings.values()),
+            silent=tuple(self._silent),
             stopped=why,
         )
 
@@ -149,17 +172,16 @@ class _Look:
         for standing in await self._standings(lost):  # It may have ended while we looked.
             self._note(judged(standing) if standing.order else None)
 
-    async def _open_holds(self) -> None:
+    async def _open_holds(self, service: HoldService) -> None:
         """Find holds of closed orders and of none, and money that nobody may keep."""
-        for service in HOLD_SERVICES:
-            asked = Rows(tenant=self._sweep.tenant)
-            while not self._is_too_much:
-                page = await self._eyes.holds(service, asked)
-                self._holds += page.looked_at
-                await self._judge_holds(service, page.holds)
-                if page.next is None:
-                    break
-                asked = asked.model_copy(update={"after": page.next})
+        asked = Rows(tenant=self._sweep.tenant)
+        while not self._is_too_much:
+            page = await self._eyes.holds(service, asked)
+            self._holds += page.looked_at
+            await self._judge_holds(service, page.holds)
+            if page.next is None:
+                return
+            asked = asked.model_copy(update={"after": page.next})
 
     async def _judge_holds(self, service: HoldService, holds: Sequence[Hold]) -> None:
         strange = await self._strangers(sorted({h.xid for h in holds if h.state != "TRIED"}))

@@ -83,6 +83,9 @@ class SweepOrders:
     async def run(self, sweep: Sweep) -> SweepReport:
         """Look, and repair unless it is too much or a dry run; answer what was found and done."""
         report = await look(_WorkerEyes(), sweep, workflow.now(), FLOW_NAMES)
+        for part in report.silent:
+            workflow.logger.error("the sweeper could not look at the %s", part)
+            _count("everycent_sweeper_silent", "Parts that a pass could not look at.")
         if report.stopped:
             workflow.logger.error("the sweeper has stopped itself: %s", report.stopped)
             _count("everycent_sweeper_stopped", "Passes that stopped themselves.")

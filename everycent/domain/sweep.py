@@ -92,8 +92,8 @@ class RunState(Message):
 
     @property
     def lives(self) -> bool:
-        """Whether it runs now."""
-        return self.status == "running"
+        """Whether it runs now; one that is paused goes on when somebody says so."""
+        return self.status in ("running", "paused")
 
 
 class Act(StrEnum):
@@ -125,14 +125,18 @@ class Finding(Message):
 
 
 class SweepReport(Message):
-    """What one pass saw and did; `stopped` says why it did nothing, if it stopped itself."""
+    """What one pass saw and did; `stopped` says why it did nothing, if it stopped itself.
+
+    `silent` names what could not be looked at to its end, and why: the next pass asks again.
+    """
 
     at: AwareDatetime
     dry_run: bool
     orders_looked_at: int = 0
     holds_looked_at: int = 0
     findings: tuple[Finding, ...] = ()
-    stopped: str = ""
+    silent: tuple[Told, ...] = ()
+    stopped: Told = ""
 
     @property
     def acts(self) -> tuple[Finding, ...]:

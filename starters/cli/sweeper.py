@@ -62,7 +62,7 @@ def sweeper(
     """Find orders without a run and holds without an owner, and repair what can be repaired.
 
     Each repair is on record as a case. Exit code 5 when the pass stopped itself, or left something
-    for a person.
+    for a person; 4 when a service was silent.
     """
     with one_line_errors():
         from everycent.domain.sweep import Sweep
@@ -84,8 +84,12 @@ def sweeper(
         _print(report)
     if report.stopped:
         say(f"error: the sweeper has repaired nothing: {report.stopped}")
+    for each in report.silent:
+        say(f"error: not looked at: {each}")
     if report.stopped or report.left:
         raise typer.Exit(ExitCode.BROKEN)
+    if report.silent:
+        raise typer.Exit(ExitCode.UNREACHABLE)
 
 
 async def _sweep(sweep: "Sweep", data_dir: Path) -> "SweepReport":

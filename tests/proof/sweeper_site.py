@@ -32,15 +32,18 @@ from tests.workflows.conftest import Shop
 from workers.composition import activities_of, sweep_reads_of, sweeper_worker
 from workers.queues import sweeps
 
+ReadsOf = Callable[[ServiceName], Callable[[Database], object] | None]
 Lose = Callable[[Client, PlaceOrder], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def sweeping(client: Client, databases: dict[ServiceName, Database]) -> AsyncIterator[None]:
+async def sweeping(
+    client: Client, databases: dict[ServiceName, Database], reads_of: ReadsOf = sweep_reads_of
+) -> AsyncIterator[None]:
     """Run the sweeper's workers, its workflow in the full sandbox."""
     async with contextlib.AsyncExitStack() as stack:
         for service in SERVICES:
-            if reads := sweep_reads_of(service):
+            if reads := reads_of(service):
                 await stack.enter_async_context(
                     Worker(
                         client,

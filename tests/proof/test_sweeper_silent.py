@@ -1,0 +1,121 @@
+"""The sweeper beside services that cannot be looked at, and runs that somebody has paused."""
+
+import functools
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+
+import pytest
+from temporalio import activity
+from temporalio.api.enums.v1 import WorkflowExecutionStatus
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import WorkflowEnvironment
+
+from activities.sweep import HoldSweepActivities, OrderSweepActivities, status_of
+from everycent.database import points
+from everycent.database.engine import Database
+from everycent.domain.points import FreezePoints
+from everycent.domain.sweep import Act, RunState
+from everycent.domain.sweep_questions import HoldPage, Rows, Unfinished, UnfinishedPage
+from everycent.settings import ServiceName
+from tests.proof.sweeper_site import acts, fill, hold_without_order, sweep, sweeping, temporal
+from tests.workflows.conftest import Shop
+from workers.composition import sweep_reads_of
+
+__all__ = ["temporal"]
+pytestmark = pytest.mark.timeout(180)
+SILENT: set[ServiceName] = set()
+
+
+def _answer_of(service: ServiceName) -> None:
+    if service in SILENT:
+        raise ApplicationError("silent by the test", non_retryable=True)
+
+
+class _Orders(OrderSweepActivities):
+    @activity.defn(name="sweep.unfinished")
+    async def unfinished(self, asked: Unfinished) -> UnfinishedPage:
+        _answer_of("order")
+        return await super().unfinished(asked)
+
+
+class _Reservations(HoldSweepActivities):
+    @activity.defn(name="sweep.holds")
+    async def holds(self, asked: Rows) -> HoldPage:
+        _answer_of("inventory")
+        return await super().holds(asked)
+
+
+def _reads_of(service: ServiceName) -> Callable[[Database], object] | None:
+    if service == "inventory":
+        return functools.partial(_Reservations, service=service)
+    return _Orders if service == "order" else sweep_reads_of(service)
+
+
+@pytest.fixture(autouse=True, scope="module")
+async def sweeper(
+    temporal: WorkflowEnvironment, databases: dict[ServiceName, Database]
+) -> AsyncIterator[None]:
+    async with sweeping(temporal.client, databases, _reads_of):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def heard() -> None:
+    SILENT.clear()
+
+
+@pytest.fixture
+def together() -> bool:
+    return False
+
+
+@pytest.mark.requirement("I8")
+async def test_a_silent_service_keeps_no_other_from_being_repaired(shop: Shop) -> None:
+    """Red when: one service that cannot be looked at fails the pass."""
+    await fill(shop)
+    await hold_without_order(shop)
+    await _points_without_order(shop)
+    SILENT.add("inventory")
+    report = await sweep(shop)
+    assert acts(report) == {(f"{shop.tenant}/ghost/points", Act.CANCEL)}
+    assert [finding.repaired for finding in report.findings] == [True]
+    assert report.silent == ("holds of inventory: silent by the test",)
+    SILENT.clear()
+    report = await sweep(shop)
+    assert acts(report) == {(f"{shop.tenant}/ghost/reserve", Act.CANCEL)}
+    assert report.silent == ()
+
+
+@pytest.mark.requirement("I22")
+async def test_a_pass_that_cannot_look_at_the_orders_repairs_nothing(shop: Shop) -> None:
+    """Red when: holds are ended although nobody could tell whether this is the right Temporal."""
+    await fill(shop)
+    await hold_without_order(shop)
+    SILENT.add("order")
+    report = await sweep(shop)
+    assert report.stopped.startswith("nothing can be judged without the unfinished orders: ")
+    assert report.findings == ()
+    assert (await shop.stock())["held"] == 3
+
+
+@pytest.mark.requirement("I8")
+def test_a_run_that_is_paused_lives() -> None:
+    """Red when: a paused run cannot be read, or is taken for an ended one."""
+    lives = {
+        status_of(WorkflowExecutionInfo(status=number)): RunState(
+            workflow_id="w", status=status_of(WorkflowExecutionInfo(status=number))
+        ).lives
+        for number in WorkflowExecutionStatus.values()
+    }
+    assert {status for status, living in lives.items() if living} == {"running", "paused"}
+    assert {"unknown", "terminated", "timed_out", "continued_as_new"} <= lives.keys()
+
+
+async def _points_without_order(shop: Shop) -> None:
+    now = datetime.now(UTC)
+    request = FreezePoints(
+        key=f"{shop.tenant}/ghost/points", at=now, opened_on=now.date(), customer="c-1", points=10
+    )
+    async with shop.databases["points"].transaction() as tx:
+        await points.freeze_points(tx, [request])
