@@ -38,6 +38,7 @@ with workflow.unsafe.imports_passed_through():
         Sweep,
         SweepReport,
         judge_hold,
+        shortened,
     )
     from everycent.domain.sweep_questions import (
         HoldPage,
@@ -90,9 +91,9 @@ class SweepOrders:
             workflow.logger.error("the sweeper has stopped itself: %s", report.stopped)
             _count("everycent_sweeper_stopped", "Passes that stopped themselves.")
         if report.stopped or sweep.dry_run:
-            return report
+            return shortened(report)
         done = [await self._see_to(finding) for finding in report.findings]
-        return report.model_copy(update={"findings": tuple(done)})
+        return shortened(report.model_copy(update={"findings": tuple(done)}))
 
     async def _see_to(self, finding: Finding) -> Finding:
         """Do what helps, and write down what was found before and what came of it after."""

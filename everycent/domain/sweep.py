@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, Field
 from everycent.domain.message import Message, Told, order_of
 from everycent.domain.order import Decision, OrderStatus, PlaceOrder, WaitsFor
 
+MOST_DONE, MOST_TOLD = 300, 200  # Findings in a report: with and without an act about them.
 HoldService = Literal["inventory", "payment", "account", "points"]
 
 
@@ -135,6 +136,7 @@ class SweepReport(Message):
     orders_looked_at: int = 0
     holds_looked_at: int = 0
     findings: tuple[Finding, ...] = ()
+    unlisted: int = 0  # Findings that the report leaves out.
     silent: tuple[Told, ...] = ()
     stopped: Told = ""
 
@@ -218,6 +220,16 @@ def why_stop(report: SweepReport, runs: Sequence[RunState], sweep: Sweep) -> str
     if len(unknown) >= sweep.unknown_limit and len(unknown) == len(runs):
         return f"Temporal knows none of {len(unknown)} unfinished orders: {_WRONG}"
     return ""
+
+
+def shortened(report: SweepReport) -> SweepReport:
+    """Return a report that Temporal can carry: what is repaired is left out first, and counted."""
+    done = sorted(report.acts, key=lambda finding: finding.repaired)[:MOST_DONE]
+    told = [finding for finding in report.findings if finding.act is Act.NONE][:MOST_TOLD]
+    kept = {finding.key for finding in (*done, *told)}
+    findings = tuple(finding for finding in report.findings if finding.key in kept)
+    left_out = len(report.findings) - len(findings)
+    return report.model_copy(update={"findings": findings, "unlisted": report.unlisted + left_out})
 
 
 _WRONG = "is this the shop's namespace, and has its store not been set back?"

@@ -127,7 +127,7 @@ def _print(report: "SweepReport") -> None:
         {
             "orders_looked_at": report.orders_looked_at,
             "holds_looked_at": report.holds_looked_at,
-            "found": len(report.findings),
+            "found": len(report.findings) + report.unlisted,
             "left_for_people": len(report.left),
         }
     )

@@ -7,6 +7,8 @@ import pytest
 
 from everycent.domain.order import Decision, OrderStatus, WaitsFor
 from everycent.domain.sweep import (
+    MOST_DONE,
+    MOST_TOLD,
     Act,
     Finding,
     Hold,
@@ -20,8 +22,10 @@ from everycent.domain.sweep import (
     judge_order,
     judge_run,
     judge_unsold,
+    shortened,
     why_stop,
 )
+from everycent.domain.sweep_questions import PAGE, HoldPage
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 SWEEP = Sweep()
@@ -292,6 +296,30 @@ def test_a_report_tells_what_is_done_and_what_is_left() -> None:
     assert report(done, open_one).left == (open_one,)
     left = {f.act for f in report(*each, dry_run=True).left}
     assert left == {Act.NONE, Act.CASE}
+
+
+def test_a_long_report_keeps_what_is_left_for_people_and_counts_the_rest() -> None:
+    told = [finding(Act.NONE).model_copy(update={"key": f"n-{n}"}) for n in range(MOST_TOLD + 3)]
+    done = [
+        finding(Act.CANCEL, repaired=True).model_copy(update={"key": f"d-{n}"})
+        for n in range(MOST_DONE + 4)
+    ]
+    case = finding(Act.CASE)
+    short = shortened(report(*told, *done, case))
+    assert short.findings == (*told[:MOST_TOLD], *done[: MOST_DONE - 1], case)
+    assert short.unlisted == 3 + 4 + 1
+    assert shortened(short) == short
+    assert shortened(report(*told[:3], case)) == report(*told[:3], case)
+
+
+def test_a_page_of_the_longest_keys_stays_far_below_what_temporal_carries() -> None:
+    row = hold(
+        "balance_hold", "x" * (300 - len(f"{XID}/")), kept_minor=10**15, state="CONFIRMED",
+        tried_at=ago(0.000001),
+    )  # fmt: skip
+    page = HoldPage(holds=(row,) * PAGE, looked_at=PAGE, next=row.key)
+    assert len(row.key) == 300
+    assert len(page.model_dump_json()) < 550_000
 
 
 def test_a_pass_with_too_much_to_repair_repairs_nothing() -> None:

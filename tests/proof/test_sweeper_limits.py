@@ -13,10 +13,12 @@ from temporalio.service import RPCError
 from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.payment import PaymentActivities
+from everycent.database import inventory
 from everycent.database.engine import Database, assert_no_transaction
+from everycent.domain.inventory import ReserveStock, StockLine
 from everycent.domain.order import CancelOrder, RedirectPayment
 from everycent.domain.payment import AuthorisePayment, CapturePayment
-from everycent.domain.sweep import Act, Sweep
+from everycent.domain.sweep import MOST_DONE, Act, Sweep
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.proof.drivers import TemporalDrivers
 from everycent.proof.explain import explain
@@ -215,6 +217,24 @@ async def test_a_pass_that_would_repair_too_much_stops_and_repairs_nothing(shop:
     assert len(acts(await sweep(shop, limit=3))) == 3
     for order in orders:
         await shop.checkouts.cancel(shop.tenant, order.order_id, CancelOrder())
+
+
+@pytest.mark.requirement("I22")
+async def test_a_pass_that_finds_very_much_can_still_say_so(shop: Shop) -> None:
+    """Red when: the report grows with the shop until Temporal carries it no more."""
+    await shop.receive(1000)
+    now, lamp = datetime.now(UTC), (StockLine(sku="LAMP", units=1),)
+    requests = [
+        ReserveStock(
+            key=f"{shop.tenant}/ghost-{n}/reserve", at=now, opened_on=now.date(), lines=lamp
+        )
+        for n in range(MOST_DONE + 100)
+    ]
+    async with shop.databases["inventory"].transaction() as tx:
+        await inventory.reserve_stock(tx, requests)
+    report = await sweep(shop, limit=MOST_DONE)
+    assert report.stopped.startswith(f"there is more to repair than the limit of {MOST_DONE}")
+    assert (len(report.findings), report.unlisted) == (MOST_DONE, 100)
 
 
 @pytest.mark.requirement("I22")
