@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from temporalio.exceptions import FailureError, is_cancelled_exception
 
+from everycent.domain.message import order_of
 from everycent.domain.sweep import (
     Finding,
     Hold,
@@ -178,14 +179,13 @@ class _Look:
         while not self._is_too_much:
             page = await self._eyes.holds(service, asked)
             self._holds += page.looked_at
-            await self._judge_holds(service, page.holds)
+            kept = await self._kept_by_strangers(service, page.kept)
+            await self._judge_holds(service, (*page.holds, *kept))
             if page.next is None:
                 return
             asked = asked.model_copy(update={"after": page.next})
 
     async def _judge_holds(self, service: HoldService, holds: Sequence[Hold]) -> None:
-        strange = await self._strangers(sorted({h.xid for h in holds if h.state != "TRIED"}))
-        holds = [hold for hold in holds if hold.state == "TRIED" or hold.xid in strange]
         standings = {s.xid: s for s in await self._standings(sorted({hold.xid for hold in holds}))}
         orphans = sorted(xid for xid, standing in standings.items() if standing.order is None)
         runs = await self._runs({i for xid in orphans for i in self._ids_of(xid)})
@@ -194,15 +194,23 @@ class _Look:
             for hold in holds
             if (finding := self._judge_hold(hold, standings[hold.xid], runs))
         }
-        for keys in _some(sorted(found)):  # It may have ended while we looked.
-            for hold in (await self._eyes.holds_of(service, HoldsOf(keys=tuple(keys)))).holds:
-                self._note(self._judge_hold(hold, standings[hold.xid], runs))
+        for hold in await self._holds_of(service, sorted(found)):  # It may have ended meanwhile.
+            self._note(self._judge_hold(hold, standings[hold.xid], runs))
 
-    async def _strangers(self, xids: Sequence[str]) -> set[str]:
-        """Return those of the orders whose money was taken that may keep none."""
-        if not xids:
-            return set()
-        return set((await self._eyes.strangers(StandingsOf(xids=tuple(xids)))).xids)
+    async def _kept_by_strangers(self, service: HoldService, kept: Sequence[str]) -> list[Hold]:
+        """Look at the money that was taken, of those orders that may keep none."""
+        if not kept:
+            return []
+        xids = tuple(sorted({order_of(key) for key in kept}))
+        strangers = set((await self._eyes.strangers(StandingsOf(xids=xids))).xids)
+        return await self._holds_of(service, [key for key in kept if order_of(key) in strangers])
+
+    async def _holds_of(self, service: HoldService, keys: Sequence[str]) -> list[Hold]:
+        return [
+            hold
+            for some in _some(keys)
+            for hold in (await self._eyes.holds_of(service, HoldsOf(keys=tuple(some)))).holds
+        ]
 
     def _judge_hold(
         self, hold: Hold, standing: Standing, runs: dict[str, RunState]

@@ -130,8 +130,12 @@ async def holds(tx: AsyncConnection, service: HoldService, asked: Rows) -> HoldP
         {"after": asked.after, "low": span.low, "high": span.high, "limit": asked.limit},
     )
     rows = result.all()
-    following = rows[-1].key if len(rows) == asked.limit else None
-    return HoldPage(holds=_open(service, rows), looked_at=len(rows), next=following)
+    return HoldPage(
+        holds=_holds(service, [row for row in rows if row.state == "TRIED"]),
+        kept=tuple(row.key for row in rows if row.state != "TRIED" and row.kept_minor),
+        looked_at=len(rows),
+        next=rows[-1].key if len(rows) == asked.limit else None,
+    )
 
 
 async def holds_of(tx: AsyncConnection, service: HoldService, asked: HoldsOf) -> HoldPage:
@@ -140,7 +144,8 @@ async def holds_of(tx: AsyncConnection, service: HoldService, asked: HoldsOf) ->
         sql(f"{_hold(service)} WHERE key = ANY(CAST(:keys AS text[]))"), {"keys": list(asked.keys)}
     )
     rows = result.all()
-    return HoldPage(holds=_open(service, rows), looked_at=len(rows))
+    found = [row for row in rows if row.state == "TRIED" or row.kept_minor]
+    return HoldPage(holds=_holds(service, found), looked_at=len(rows))
 
 
 async def unsold(tx: AsyncConnection, asked: StandingsOf) -> KeyStates:
@@ -164,13 +169,9 @@ def _hold(service: HoldService) -> str:
     )
 
 
-def _open(service: HoldService, rows: Sequence[Any]) -> tuple[Hold, ...]:
+def _holds(service: HoldService, rows: Sequence[Any]) -> tuple[Hold, ...]:
     kind = _TABLES[service][0]
-    return tuple(
-        Hold(service=service, kind=kind, **row._mapping)
-        for row in rows
-        if row.state == "TRIED" or row.kept_minor
-    )
+    return tuple(Hold(service=service, kind=kind, **row._mapping) for row in rows)
 
 
 def _standing(row: Any, xid: str | None = None) -> Standing:

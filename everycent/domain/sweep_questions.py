@@ -54,9 +54,13 @@ class UnfinishedPage(Message):
 
 
 class HoldPage(Message):
-    """The open holds, and the money kept, among the rows looked at."""
+    """The open holds, and the keys of money kept, among the rows looked at.
+
+    `kept` is short, for every sale that was ever made keeps its money.
+    """
 
     holds: tuple[Hold, ...]
+    kept: tuple[str, ...] = ()
     looked_at: int
     next: str | None = None
 

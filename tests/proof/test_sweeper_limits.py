@@ -13,12 +13,13 @@ from temporalio.service import RPCError
 from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.payment import PaymentActivities
-from everycent.database import inventory
+from everycent.database import inventory, sweep_reads
 from everycent.database.engine import Database, assert_no_transaction
 from everycent.domain.inventory import ReserveStock, StockLine
 from everycent.domain.order import CancelOrder, RedirectPayment
 from everycent.domain.payment import AuthorisePayment, CapturePayment
 from everycent.domain.sweep import MOST_DONE, Act, Sweep
+from everycent.domain.sweep_questions import Rows
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.proof.drivers import TemporalDrivers
 from everycent.proof.explain import explain
@@ -133,6 +134,9 @@ async def test_money_without_an_order_becomes_a_case_once(shop: Shop) -> None:
         ),
     )
     await environment.run(payments.capture, CapturePayment(**base))
+    async with shop.databases["payment"].snapshot() as tx:  # Of a sale, a page has the key alone.
+        page = await sweep_reads.holds(tx, "payment", Rows(tenant=shop.tenant))
+    assert (page.holds, page.kept, page.looked_at) == ((), (base["key"],), 1)
     for passes in range(2):
         report = await sweep(shop)
         [finding] = report.findings
