@@ -42,7 +42,9 @@ def events_of_rows(rows: list[StoryRow], causes: Causes, prefix: str) -> list[Ev
 
     `prefix` (`<tenant>/<order>/`) is left out of the names of steps.
     """
-    return [event for row in rows for event in _Told(row, causes, prefix).events()]
+    # The calls of one step carry the step's time; the later may arrive later.
+    ordered = sorted(rows, key=lambda row: str(row.facts.get("may_arrive_until", "")))
+    return [event for row in ordered for event in _Told(row, causes, prefix).events()]
 
 
 def events_of_provider(entries: list[dict[str, Any]], prefix: str) -> list[Event]:

@@ -176,9 +176,10 @@ class DataFolder:
         # A JSON string is a TOML string. What stands in no table comes first.
         plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
         lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
-        for table in values.keys() - plain.keys():
-            lines.append(f"[{table}]")
-            lines += [f"{name} = {json.dumps(value)}" for name, value in values[table].items()]
+        for table, inner in values.items():
+            if isinstance(inner, dict):
+                lines.append(f"[{table}]")
+                lines += [f"{name} = {json.dumps(value)}" for name, value in inner.items()]
         write_private(self.settings / f"{part}.toml", "\n".join(lines) + "\n")
 
     def _refuse_foreign_folder(self) -> None:

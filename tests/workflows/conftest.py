@@ -51,6 +51,7 @@ from everycent.domain.order import (
     PlaceOrder,
 )
 from everycent.domain.points import GrantPoints
+from everycent.errors import Transient
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.settings import SERVICES, ServiceName, Settings
 from everycent.simulator.api import create_app
@@ -170,20 +171,28 @@ class Shop:
 
     async def receive(self, units: int, sku: str = "LAMP") -> None:
         request = ReceiveStock(sku=sku, units=units, **self._base("stock"))
-        async with self.databases["inventory"].transaction() as tx:
-            await inventory.receive_stock(tx, [request])
+        await self._book("inventory", inventory.receive_stock, request)
 
     async def deposit(self, account_id: str, amount_minor: int) -> None:
         request = Deposit(
             account=account_id, currency="EUR", amount_minor=amount_minor, **self._base("deposit")
         )
-        async with self.databases["account"].transaction() as tx:
-            await account.deposit(tx, [request])
+        await self._book("account", account.deposit, request)
 
     async def grant_points(self, customer: str, count: int) -> None:
         request = GrantPoints(customer=customer, points=count, **self._base("grant"))
-        async with self.databases["points"].transaction() as tx:
-            await points.grant_points(tx, [request])
+        await self._book("points", points.grant_points, request)
+
+    async def _book(self, service: ServiceName, book: Any, request: Any) -> None:
+        """Book something in; a connection that another test has killed is no failure."""
+        for last in (False, True):
+            try:
+                async with self.databases[service].transaction() as tx:
+                    await book(tx, [request])
+                return
+            except Transient:
+                if last:
+                    raise
 
     def fault(
         self,

@@ -77,7 +77,9 @@ async def test_a_lost_reply_at_any_step_changes_nothing(shop: Shop, step: str, e
     shop.fault(step, error, times=2, after=True)
     result = await shop.sell(shop.order(points=33))
     assert result.status is OrderStatus.CONFIRMED
-    assert shop.ran().count(step) == 3
+    # A run with local steps opens the order once more when it is decided (decision record 0006).
+    opened_again = shop.together and step == "order.open_order"
+    assert shop.ran().count(step) == 3 + opened_again
     await assert_sold_once(shop)
 
 
@@ -95,11 +97,12 @@ async def test_a_step_that_fails_for_good_undoes_all_that_may_have_run_newest_fi
     shop.fault(step, "Bug", after=after)
     result = await shop.sell(shop.order(points=33))
     assert (result.status, result.decision) == (OrderStatus.REJECTED, Decision.ABORTED)
-    begun = TRY_STEPS[: TRY_STEPS.index(step) + 1]
-    undos = ("release stock", "release points", "void payment first")[: len(begun)]
+    # Of local steps each may have run, in a task that Temporal never got (decision record 0006).
+    count = max(TRY_STEPS.index(step) + 1, 2 if shop.together else 1)
+    undos = ("release stock", "release points", "void payment first")[:count]
     assert result.undone == tuple(reversed(undos))
     ran = [name for name in shop.ran() if name in UNDOS]
-    assert ran == list(UNDOS[-len(begun) :])
+    assert ran == list(UNDOS[-count:])
     await assert_nothing_moved(shop)
 
 
