@@ -149,7 +149,6 @@ async def test_a_customer_who_gives_up_the_redirect_can_pay_by_card(shop: Shop) 
     assert sorted(await shop.charged()) == [("cancelled", 0, 0), ("captured", 2933, 0)]
 
 
-@pytest.mark.requirement("T17")
 async def test_a_payment_that_the_row_has_and_the_run_forgot_is_told_to_the_run(
     shop: Shop,
 ) -> None:
