@@ -106,7 +106,10 @@ class Scene:
         """Wait until a payment is declined: the next one would replace it untried."""
         key = self.order.step_key("pay", request_id)
         await self._row(
-            "payment", "SELECT 1 FROM payment WHERE key = :key AND state = 'REFUSED'", key=key
+            "payment",
+            # The last one may be cancelled already, with all that its order had.
+            "SELECT 1 FROM payment WHERE key = :key AND try_answer ->> 'kind' = 'payment_declined'",
+            key=key,
         )
 
     async def _row(self, service: ServiceName, sql: str, **names: str) -> dict[str, Any]:

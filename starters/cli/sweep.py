@@ -44,7 +44,10 @@ def sweep(
     sample: Annotated[
         int, typer.Option(min=0, help="So many cells of each fault at each kind of point; 0: all.")
     ] = 0,
-    at_once: Annotated[int, typer.Option(min=1, help="So many orders at a time.")] = 40,
+    at_once: Annotated[int, typer.Option(min=1, help="So many on their way at a time.")] = 20,
+    stacks: Annotated[
+        int, typer.Option(min=1, max=8, help="Sweep so many stacks side by side.")
+    ] = 2,
     together: Annotated[
         bool, typer.Option("--together", help="Have one worker host everything.")
     ] = False,
@@ -56,14 +59,16 @@ def sweep(
 ) -> None:
     """Kill, repeat, delay and reorder every step of a flow, and audit what is left of it.
 
-    It starts a stack of its own in a temporary folder and leaves nothing behind. Exit code 5 when
+    It starts stacks of its own in temporary folders and leaves nothing behind. Exit code 5 when
     an invariant broke.
     """
     from everycent.proof.sweep.director import Plan
     from everycent.proof.sweep.run import listed, sweep_flow
 
     silence_the_sdk()
-    plan = Plan(outcome or (), fault or (), point or (), step or (), at_once, together, sample)
+    plan = Plan(
+        outcome or (), fault or (), point or (), step or (), at_once, together, sample, stacks
+    )
     if only_list:
         cells = run(listed(flow, plan, say))
         if as_json:

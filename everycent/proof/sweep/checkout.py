@@ -43,7 +43,7 @@ from workflows.options import DATABASE_STEP
 ORDER_ID, CUSTOMER, CURRENCY, SKU = "o", "ada", "EUR", "LAMP"
 PRICE_MINOR, POINTS = 2933, 300
 GOOD, BAD = "tok_ok", "tok_declined"
-LOOK_SECONDS = 0.2
+LOOK_SECONDS, SELDOM_SECONDS = 0.2, 5.0
 PROBLEMS = SearchAttributeKey.for_keyword_list("TemporalReportedProblems")  # The server's own.
 _S = OrderStatus
 Play = Callable[[Shop, PlaceOrder], Awaitable[None]]
@@ -167,8 +167,11 @@ async def _is_decided(shop: Shop, order: PlaceOrder) -> bool:
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again and again, ever less often: a run that waits for a time-out is asked for long."""
+    seconds = LOOK_SECONDS
     while not await condition():
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(seconds)
+        seconds = min(1.5 * seconds, SELDOM_SECONDS)
 
 
 _CARD, _PAGE = CardPayment(card_token=GOOD), RedirectPayment()

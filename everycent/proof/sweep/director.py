@@ -3,21 +3,22 @@
 import asyncio
 import contextlib
 import itertools
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from everycent.faults import POINTS, Rule
-from everycent.proof.sweep.cells import FAULTS, Boundary, Cell, Fault, boundaries, cells_of, sample
-from everycent.proof.sweep.matrix import CellResult, SweepReport
+from everycent.proof.sweep.cells import FAULTS, Boundary, Cell, boundaries, cells_of, sample
+from everycent.proof.sweep.matrix import CellResult
 from everycent.proof.sweep.scenario import Scenario, State, SweptFlow
 from everycent.proof.sweep.stage import DYING, LOOK_SECONDS, Stage
 from everycent.proof.sweep.waves import Deeds
 
 T = TypeVar("T")
 RUN_SECONDS = 300.0
+UNDER_WAY = 8  # So many times those on their way live at a time: the others wait for time-outs.
 AGAIN_SECONDS = 0.5
+SAY_AGAIN_SECONDS, SAY_SELDOM_SECONDS = 5.0, 40.0
 LEARN_SECONDS = 120.0
 LOOK_LIMIT_SECONDS = 10.0  # A server that is being killed may never answer.
 HELP_LIMIT_SECONDS = 20.0
@@ -25,15 +26,19 @@ HELP_LIMIT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What is swept: outcomes and faults by name (all if none), and so many runs at a time."""
+    """What is swept: outcomes and faults by name (all if none).
+
+    `at_once` is how many orders are on their way to their boundary at a time: the most in a wave.
+    """
 
     outcomes: Sequence[str] = ()
     faults: Sequence[str] = ()
     points: Sequence[str] = ()
     steps: Sequence[str] = ()
-    at_once: int = 40
+    at_once: int = 20
     together: bool = False  # One worker hosts everything, database steps are local activities.
     sample: int = 0  # So many cells of each fault at each kind of point; 0 for all.
+    stacks: int = 1  # So many stacks are swept side by side, each with a part of the cells.
 
     def wants(self, place: Boundary) -> bool:
         """Tell whether a boundary is to be swept."""
@@ -64,31 +69,33 @@ class Director:
     """Sweeps one flow on one stage."""
 
     def __init__(
-        self, flow: SweptFlow, stage: Stage, plan: Plan, say: Callable[[str], None]
+        self, flow: SweptFlow, stage: Stage, plan: Plan, say: Callable[[str], None], name: str = "s"
     ) -> None:
         self._flow = flow
+        self._name = name
         self._stage = stage
         self._plan = plan
         self._say = say
         self._numbers = itertools.count(1)
         self._runs: dict[str, Run] = {}  # Those that are under way, by tenant.
-        self._deeds = Deeds(stage, flow)
-
-    async def run(self) -> SweepReport:
-        """Learn the cells and sweep them."""
-        return await beside(self._look(), self._learn_and_sweep())
+        self._deeds = Deeds(stage, flow, plan.at_once, say)
+        self.flow = flow.name
 
     async def list_cells(self) -> list[Cell]:
-        """Learn the cells, no more."""
-        return await beside(self._look(), self.learn())
-
-    async def _learn_and_sweep(self) -> SweepReport:
-        cells = await self.learn()
-        self._say(f"{len(cells)} cells")
-        return await self.sweep(cells)
-
-    async def learn(self) -> list[Cell]:
         """Run every outcome once without a fault and return the cells that follow from it."""
+        return await beside(self._look(), self._list_cells())
+
+    async def sweep(self, cells: Sequence[Cell]) -> list[CellResult]:
+        """Run the cells, wait until nothing moves, audit, and say what came of each, in order.
+
+        Cells of a wave all have the same fault.
+        """
+        return await beside(self._look(), self._sweep(cells))
+
+    async def _sweep(self, cells: Sequence[Cell]) -> list[CellResult]:
+        return await self._judge(await self._all(cells))
+
+    async def _list_cells(self) -> list[Cell]:
         faults = [f for f in FAULTS if not self._plan.faults or f.name in self._plan.faults]
         wanted = [
             s for s in self._flow.scenarios
@@ -100,40 +107,6 @@ class Director:
             cells += cells_of(scenario.name, list(filter(self._plan.wants, places)), faults)
         return sample(cells, self._plan.sample) if self._plan.sample else cells
 
-    async def sweep(self, cells: Sequence[Cell]) -> SweepReport:
-        """Run every cell, wait until nothing moves, audit, and say what came of each."""
-        began = time.monotonic()
-        results: list[CellResult] = []
-        by_fault: dict[Fault, list[Cell]] = {}
-        for cell in cells:
-            by_fault.setdefault(cell.fault, []).append(cell)
-        alone = [cell for cell in cells if not cell.fault.wave]
-        groups = [("faults of one order", alone)] if alone else []
-        groups += [(f.name, each) for f, each in by_fault.items() if f.wave]
-        for name, group in groups:
-            self._say(f"{name}: {len(group)} cells")
-            results += await self._twice_at_most(group)
-        return SweepReport(
-            flow=self._flow.name,
-            cells=tuple(results),
-            seconds=round(time.monotonic() - began, 1),
-            sample=self._plan.sample,
-        )
-
-    async def _twice_at_most(self, cells: Sequence[Cell]) -> list[CellResult]:
-        """Run the cells; one whose run has not come to its boundary gets a second run.
-
-        On a busy machine an attempt may run out of time before the fault. A red cell stays red.
-        """
-        results = await self._judge(await self._all(cells))
-        missed = [i for i, result in enumerate(results) if result.held and not result.stood]
-        if missed:
-            self._say(f"{len(missed)} were not reached, once more")
-            again = await self._judge(await self._all([cells[i] for i in missed]))
-            for i, result in zip(missed, again, strict=True):
-                results[i] = result
-        return results
-
     async def _learn(self, scenario: Scenario) -> list[Boundary]:
         tenant = f"learn-{next(self._numbers)}"
         order = self._flow.order(tenant)
@@ -142,6 +115,7 @@ class Director:
         ]
         run = Run(Cell(scenario.name, Boundary("", "", 0), FAULTS[0]), scenario, tenant, rules[0])
         self._stage.add(*rules)
+        await self._again(run, lambda: scenario.prepare(self._stage.shop, tenant))
         async with self._watching(run):
             await self._until(lambda: run.is_over, LEARN_SECONDS, run)
         await self._still()
@@ -159,30 +133,38 @@ class Director:
         await asyncio.sleep(3 * LOOK_SECONDS)
         self._stage.look()
 
-    async def _all(self, cells: Sequence[Cell]) -> list[Run]:
-        """Run the cells, so many at a time; a wave takes those that stand at their boundary."""
-        runs = [self._run_of(cell) for cell in cells]
-        gate = asyncio.Semaphore(self._plan.at_once)
-        left = len(runs)
+    async def _all(self, cells: Sequence[Cell]) -> list[list[Run]]:
+        """Run the cells side by side; a wave takes those that stand at their boundary."""
+        gate = asyncio.Semaphore(UNDER_WAY * self._plan.at_once)
+        left = len(cells)
 
-        async def one(run: Run) -> None:
+        async def one(cell: Cell) -> list[Run]:
             nonlocal left
             async with gate:
-                self._deeds.expect(run.tenant)
-                try:
-                    await self._run(run)
-                finally:
-                    self._deeds.forget(run.tenant)
+                runs = await self._twice_at_most(cell)
             left -= 1
             if left % 50 == 0:
                 self._say(f"{left} left")
+            return runs
 
-        await beside(self._deeds.strike_waves(), _all_of(one(run) for run in runs))
+        work = asyncio.gather(*(one(cell) for cell in cells))
+        runs = await beside(self._deeds.strike_waves(), _awaited(work))
         await self._stage.all_ready()
         return runs
 
+    async def _twice_at_most(self, cell: Cell) -> list[Run]:
+        """Run a cell; one whose run has not come to its boundary gets a second run.
+
+        On a busy machine an attempt may run out of time before the fault, and a poll may find at
+        once what took two.
+        """
+        runs = [await self._run(cell)]
+        if not runs[0].struck:
+            runs.append(await self._run(cell))
+        return runs
+
     def _run_of(self, cell: Cell) -> Run:
-        tenant = f"s{next(self._numbers)}"
+        tenant = f"{self._name}{next(self._numbers)}"
         place = cell.boundary
         rule = Rule(
             point=place.point,
@@ -195,23 +177,34 @@ class Director:
         scenario = next(s for s in self._flow.scenarios if s.name == cell.outcome)
         return Run(cell, scenario, tenant, rule)
 
-    async def _run(self, run: Run) -> None:
-        fault, rule = run.cell.fault, run.rule
+    async def _run(self, cell: Cell) -> Run:
+        """Bring an order to its boundary, let the fault happen there, and wait for the end."""
+        run = self._run_of(cell)
+        rule = run.rule
+        await self._again(run, lambda: run.scenario.prepare(self._stage.shop, run.tenant))
+        await self._deeds.admit(run.tenant)
         self._stage.add(rule)
         async with self._watching(run):
-            await self._until(lambda: bool(self._hit(run)) or run.is_over, RUN_SECONDS, run)
-            hit = self._hit(run)
-            run.struck = bool(hit) and not run.trouble
-            if hit and fault.deed:
-                run.struck = await self._deeds.do(fault, run.tenant, hit)
-            else:
-                self._deeds.forget(run.tenant)
-            if fault.action == "halt":
-                self._stage.remove([rule.name])
+            run.struck = await self._strike(run)
             await self._until(lambda: run.is_over, RUN_SECONDS, run)
             self._stage.remove([rule.name])
             if run.struck and rule.action in ("late", "overtaken", "zombie"):
                 await self._until(lambda: self._is_delivered(run), RUN_SECONDS, run)
+        return run
+
+    async def _strike(self, run: Run) -> bool:
+        """Wait for the run at its boundary; True if it stood there when the fault came."""
+        fault = run.cell.fault
+        try:
+            await self._until(lambda: bool(self._hit(run)) or run.is_over, RUN_SECONDS, run)
+            hit = self._hit(run)
+            if hit and fault.deed:
+                return await self._deeds.do(fault, run.tenant, hit)
+            return bool(hit)
+        finally:  # What is left of the run is mostly waiting: the next one may set out.
+            await self._deeds.leave(run.tenant)
+            if fault.action == "halt":
+                self._stage.remove([run.rule.name])
 
     def _hit(self, run: Run) -> dict[str, Any]:
         lines = self._stage.lines[run.rule.name]
@@ -240,11 +233,12 @@ class Director:
 
     async def _play(self, run: Run) -> None:
         """Do as customers do: who gets an error asks again."""
-        await self._again(run, lambda: run.scenario.prepare(self._stage.shop, run.tenant))
+        seconds = SAY_AGAIN_SECONDS
         while not run.is_over:
             await self._again(run, lambda: run.scenario.play(self._stage.shop, run.tenant))
             # All was said; an order whose run has failed for good is placed once more.
-            await asyncio.sleep(10 * AGAIN_SECONDS)
+            await asyncio.sleep(seconds)
+            seconds = min(2 * seconds, SAY_SELDOM_SECONDS)
 
     async def _again(self, run: Run, act: Callable[[], Awaitable[None]]) -> None:
         while not run.is_over:
@@ -295,32 +289,35 @@ class Director:
                 if fault.needs_operator and not run.is_over:  # A wave strikes all in flight.
                     await self._flow.take_up(shop, run.tenant)
 
-    async def _judge(self, runs: Sequence[Run]) -> list[CellResult]:
-        tenants = {run.tenant: run for run in runs}
+    async def _judge(self, cells: Sequence[Sequence[Run]]) -> list[CellResult]:
+        """Audit all that has run; a cell is what its last run has shown, or the one that broke."""
+        runs = list(itertools.chain(*cells))
         if any(run.cell.fault.deed.startswith("put Temporal back") for run in runs):
             await self._flow.after_restore(self._stage.shop)
+        tenants = {run.tenant for run in runs}
         audited = await self._flow.audit(self._stage.shop, tenants)
         results = []
-        for tenant, run in tenants.items():
-            order, broken = self._flow.order(tenant), list(audited.broken.get(tenant, ()))
-            wrong_end = _wrong_end(run)
-            how = "; ".join([*broken, *([wrong_end] if wrong_end else [])])
-            if how:
-                self._say(f"RED {run.cell.outcome}, {run.cell.fault.name}, {order}: {how}")
-                how += f"\n{await self._flow.tell(self._stage.shop, tenant)}"
-            results.append(
-                CellResult(
-                    outcome=run.cell.outcome,
-                    boundary=str(run.cell.boundary),
-                    fault=run.cell.fault.name,
-                    order=order,
-                    stood=run.struck,
-                    ended=run.state.status,
-                    held=not how,
-                    how=how,
-                )
-            )
+        for each in cells:
+            judged = [await self._result(run, audited.broken.get(run.tenant, ())) for run in each]
+            results.append(next((result for result in judged if not result.held), judged[-1]))
         return results
+
+    async def _result(self, run: Run, broken: Sequence[str]) -> CellResult:
+        order, wrong_end = self._flow.order(run.tenant), _wrong_end(run)
+        how = "; ".join([*broken, *([wrong_end] if wrong_end else [])])
+        if how:
+            self._say(f"RED {run.cell.outcome}, {run.cell.fault.name}, {order}: {how}")
+            how += f"\n{await self._flow.tell(self._stage.shop, run.tenant)}"
+        return CellResult(
+            outcome=run.cell.outcome,
+            boundary=str(run.cell.boundary),
+            fault=run.cell.fault.name,
+            order=order,
+            stood=run.struck,
+            ended=run.state.status,
+            held=not how,
+            how=how,
+        )
 
 
 def _wrong_end(run: Run) -> str:
@@ -336,8 +333,8 @@ def _wrong_end(run: Run) -> str:
     return ""
 
 
-async def _all_of(works: Iterable[Awaitable[None]]) -> None:
-    await asyncio.gather(*works)
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
 
 
 async def beside(servant: Coroutine[Any, Any, None], work: Coroutine[Any, Any, T]) -> T:

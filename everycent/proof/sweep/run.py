@@ -1,32 +1,61 @@
 """A whole sweep: a flow by its name, a stage in a temporary folder, the cells, the report."""
 
+import asyncio
 import contextlib
 import importlib
+import itertools
 import tempfile
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from everycent.errors import InvalidRequest
+from everycent.proof.sweep.cells import Cell, parts_of
 from everycent.proof.sweep.checkout import FLOW
 from everycent.proof.sweep.director import Director, Plan
-from everycent.proof.sweep.matrix import SweepReport
+from everycent.proof.sweep.matrix import CellResult, SweepReport
 from everycent.proof.sweep.scenario import SweptFlow
 from everycent.proof.sweep.stage import WorkerCommand, stage
 
+PREFIX = "everycent-sweep-"
 FLOWS: dict[str, SweptFlow] = {FLOW.name: FLOW}
 
 
 async def sweep_flow(
     name: str, plan: Plan, say: Callable[[str], None], worker_command: WorkerCommand = list
 ) -> SweepReport:
-    """Sweep a flow and return what became of every cell."""
-    async with _director(name, plan, say, worker_command) as director:
-        return await director.run()
+    """Sweep a flow and return what became of every cell.
+
+    Of two stacks one begins with the faults of one order, which need the processor, the other with
+    the waves, which mostly wait.
+    """
+    async with _directors(name, plan, say, plan.stacks, worker_command) as directors:
+        began = time.monotonic()
+        cells = await directors[0].list_cells()
+        parts = deque(parts_of(cells))
+        say(f"{len(cells)} cells in {len(parts)} parts")
+        found: dict[Cell, CellResult] = {}
+
+        async def work(director: Director, take: Callable[[], list[Cell]]) -> None:
+            while parts:
+                part = take()
+                found.update(zip(part, await director.sweep(part), strict=True))
+                say(f"{len(found)} of {len(cells)} after {time.monotonic() - began:.0f} s")
+
+        ways = itertools.cycle((parts.popleft, parts.pop))
+        await asyncio.gather(*(work(director, next(ways)) for director in directors))
+        return SweepReport(
+            flow=directors[0].flow,
+            cells=tuple(found[cell] for cell in cells),
+            seconds=round(time.monotonic() - began, 1),
+            sample=plan.sample,
+        )
 
 
 async def listed(name: str, plan: Plan, say: Callable[[str], None]) -> list[dict[str, str]]:
     """Return the cells that a sweep would run; the flow itself tells its boundaries."""
-    async with _director(name, plan, say) as director:
+    async with _directors(name, plan, say, 1) as [director]:
         return [
             {"outcome": c.outcome, "boundary": str(c.boundary), "fault": c.fault.name}
             for c in await director.list_cells()
@@ -48,13 +77,22 @@ def flow_named(name: str) -> SweptFlow:
 
 
 @contextlib.asynccontextmanager
-async def _director(
-    name: str, plan: Plan, say: Callable[[str], None], worker_command: WorkerCommand = list
-) -> AsyncIterator[Director]:
+async def _directors(
+    name: str,
+    plan: Plan,
+    say: Callable[[str], None],
+    count: int,
+    worker_command: WorkerCommand = list,
+) -> AsyncIterator[list[Director]]:
     flow = flow_named(name)
-    with tempfile.TemporaryDirectory(prefix="everycent-sweep-") as folder:
-        say("starting the stack to be swept …")
-        async with stage(
-            Path(folder), worker_command=worker_command, together=plan.together
-        ) as staged:
-            yield Director(flow, staged, plan, say)
+    say("starting the stack to be swept …" if count == 1 else f"starting {count} stacks …")
+    async with contextlib.AsyncExitStack() as opened:
+
+        async def open_one(number: int) -> Director:
+            folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX)))
+            staged = await opened.enter_async_context(
+                stage(folder, worker_command=worker_command, together=plan.together)
+            )
+            return Director(flow, staged, plan, say, name=chr(ord("a") + number))
+
+        yield [await open_one(number) for number in range(count)]

@@ -16,6 +16,7 @@ import asyncpg
 import httpx
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
+from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError
 
 from everycent.database.reads import Reader
@@ -36,8 +37,8 @@ POOL_SIZE = 20  # Many runs stand in one lane at a time.
 PARTS_SECONDS = 60.0
 # What whoever asks a dying stack is told; he asks again.
 DYING = (
-    EverycentError, RPCError, httpx.HTTPError, DBAPIError, OSError, asyncpg.PostgresError,
-    asyncpg.InterfaceError,
+    EverycentError, RPCError, WorkflowUpdateRPCTimeoutOrCancelledError, httpx.HTTPError,
+    DBAPIError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError,
 )  # fmt: skip
 WorkerCommand = Callable[[Sequence[str]], Sequence[str]]
 

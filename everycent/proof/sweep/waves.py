@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,8 @@ from everycent.proof.sweep.stage import LOOK_SECONDS, Stage
 from everycent.stack.embedded import TOGETHER
 
 # An open transaction has 10 s, a workflow task as well; the attempt of an activity 20 at least.
-STAND_SECONDS = 7.0
-STAND_IN_ACTIVITY_SECONDS = 14.0
+STAND_SECONDS = 8.0
+STAND_IN_ACTIVITY_SECONDS = 16.0
 TOGETHER_WORKERS = tuple(f"worker-{name}" for name in TOGETHER)
 STOP_SECONDS = 2.0
 PUT_BACK_SECONDS = 1.0
@@ -40,25 +40,35 @@ class _Standing:
 class Deeds:
     """Does what the rules of a process cannot: to servers, to sessions, to whole waves of runs."""
 
-    def __init__(self, stage: Stage, flow: SweptFlow) -> None:
+    def __init__(
+        self, stage: Stage, flow: SweptFlow, at_once: int, say: Callable[[str], None]
+    ) -> None:
         self._stage = stage
         self._flow = flow
-        self._on_the_way: set[str] = set()
+        self._at_once = at_once
+        self._say = say
+        self._coming: set[str] = set()
+        self._late: set[str] = set()
         self._standing: list[_Standing] = []
+        self._room = asyncio.Condition()
 
-    def expect(self, tenant: str) -> None:
-        """Say that a run is on its way to its boundary."""
-        self._on_the_way.add(tenant)
+    async def admit(self, tenant: str) -> None:
+        """Let a run set out for its boundary when there is room; so many make a wave at most."""
+        async with self._room:
+            await self._room.wait_for(lambda: len(self._coming) < self._at_once)
+            self._coming.add(tenant)
 
-    def forget(self, tenant: str) -> None:
-        """Say that a run will not come to it any more."""
-        self._on_the_way.discard(tenant)
+    async def leave(self, tenant: str) -> None:
+        """Say that a run has been at its boundary, or will not come to it any more."""
+        async with self._room:
+            self._coming.discard(tenant)
+            self._late.discard(tenant)
+            self._room.notify_all()
 
     async def do(self, fault: Fault, tenant: str, hit: dict[str, Any]) -> bool:
         """Do the fault's deed to a run that stands; True if it stood there when it was struck."""
         if fault.wave:
             standing = _Standing(fault, tenant, hit)
-            self.forget(tenant)
             self._standing.append(standing)
             return await standing.struck
         if fault.deed == "cancel":
@@ -70,15 +80,27 @@ class Deeds:
         return True
 
     async def strike_waves(self) -> None:
-        """Strike when all that are on their way stand, or the first stood long enough; for ever."""
+        """Strike when all that are coming stand, or the first stood long enough; for ever."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if not self._standing:
                 continue
             now = time.monotonic()
-            if not self._on_the_way or any(one.until < now for one in self._standing):
+            standing = {one.tenant for one in self._standing}
+            missing = self._coming - standing
+            all_here = not missing and not self._late - standing
+            if all_here or any(one.until < now for one in self._standing):
                 wave, self._standing = self._standing, []
+                self._say(f"{wave[0].fault.name}: {len(wave)} stand, {len(missing)} are late")
                 await self._strike(wave)
+                await self._give_up_waiting_for(missing)
+
+    async def _give_up_waiting_for(self, missing: set[str]) -> None:
+        """Let others set out in the place of those that wait for time-outs of what has died."""
+        async with self._room:
+            self._late |= self._coming & missing
+            self._coming -= missing
+            self._room.notify_all()
 
     async def _strike(self, wave: Sequence[_Standing]) -> None:
         """Do the one deed to all that stand, then let them go; all of a wave have one fault."""
@@ -99,9 +121,9 @@ class Deeds:
                 dead |= self._stage.kill_named("worker-workflows", *TOGETHER_WORKERS)
         self._go(wave)
         await self._stage.all_ready(dead)
+        for one in wave:  # Only now: who begins among the dying has to wait for their time-outs.
+            if not one.struck.done():
+                one.struck.set_result(True)
 
     def _go(self, wave: Sequence[_Standing]) -> None:
         self._stage.remove(one.tenant for one in wave)
-        for one in wave:
-            if not one.struck.done():
-                one.struck.set_result(True)
