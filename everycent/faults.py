@@ -274,13 +274,16 @@ class Faults:
             self._mark = mark
 
     def _take(self, rules: tuple[Rule, ...]) -> None:
-        self._rules = {rule.name: rule for rule in rules}
-        self._exact, self._globs = {}, []
+        exact: dict[str, list[Rule]] = {}
+        globs: list[Rule] = []
         for rule in rules:
             if any(sign in rule.order for sign in "*?["):
-                self._globs.append(rule)
+                globs.append(rule)
             else:
-                self._exact.setdefault(rule.order, []).append(rule)
+                exact.setdefault(rule.order, []).append(rule)
+        # Whole, since the threads of workflow tasks look at them meanwhile.
+        self._rules = {rule.name: rule for rule in rules}
+        self._exact, self._globs = exact, globs
 
     def _restore(self) -> None:
         assert self._file is not None, "only a file has a journal"

@@ -156,7 +156,7 @@ def workflow_worker(
     Production does without the sandbox (docs/decisions/0007); tests and replays run in the full
     one and so see what breaks determinism.
     """
-    return Worker(
+    worker = Worker(
         client,
         task_queue=queue,
         workflows=FLOWS,
@@ -170,6 +170,7 @@ def workflow_worker(
         workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
         graceful_shutdown_timeout=GRACE,
     )
+    return fault_points.patient(worker)
 
 
 def sweeper_worker(client: Client, *, runner: WorkflowRunner | None = None) -> Worker:

@@ -17,6 +17,7 @@ from temporalio.worker import (
     ActivityInboundInterceptor,
     ExecuteActivityInput,
     Interceptor,
+    Worker,
     WorkflowInstance,
     WorkflowInstanceDetails,
     WorkflowRunner,
@@ -52,6 +53,16 @@ def interceptors() -> Sequence[Interceptor]:
 def hooked(runner: WorkflowRunner) -> WorkflowRunner:
     """Return the runner, in an armed worker with a point behind each workflow task."""
     return runner if faults.armed is None else _HookedRunner(runner)
+
+
+def patient(worker: Worker) -> Worker:
+    """Return the worker; in an armed one a workflow task may stand still for longer than 2 s.
+
+    The SDK has no option for it but TEMPORAL_DEBUG, under which one task that stands holds up all.
+    """
+    if faults.armed is not None and (tasks := worker._workflow_worker) is not None:
+        tasks._deadlock_timeout_seconds = None
+    return worker
 
 
 def watched(provider: PaymentProvider) -> PaymentProvider:

@@ -1,5 +1,7 @@
 """`everycent sweep`: every fault at every boundary of a flow, on a stack of its own."""
 
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +46,7 @@ def sweep(
     sample: Annotated[
         int, typer.Option(min=0, help="So many cells of each fault at each kind of point; 0: all.")
     ] = 0,
-    at_once: Annotated[int, typer.Option(min=1, help="So many on their way at a time.")] = 20,
+    at_once: Annotated[int, typer.Option(min=1, help="So many on their way at a time.")] = 40,
     stacks: Annotated[
         int, typer.Option(min=1, max=8, help="Sweep so many stacks side by side.")
     ] = 2,
@@ -66,6 +68,7 @@ def sweep(
     from everycent.proof.sweep.run import listed, sweep_flow
 
     silence_the_sdk()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     plan = Plan(
         outcome or (), fault or (), point or (), step or (), at_once, together, sample, stacks
     )

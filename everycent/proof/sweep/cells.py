@@ -123,22 +123,16 @@ def sample(cells: Sequence[Cell], per_place: int) -> list[Cell]:
 def parts_of(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cut the cells into parts that are swept as one; a part with waves has one fault alone.
 
-    Faults of one order come first, those of a wave last. Within a part the order wastes no time:
-    attempts that outlive their time go first, so that the others fill the wait, and boundaries
-    where a run may stand long come before those where it may not, since a wave has the patience
-    of its least patient run. Else all is mixed, so that no lane is full of one fault.
+    Faults of one order come first, those of a wave last. Within a part attempts that outlive their
+    time go first, so that the others fill the wait; else all is mixed, so that no lane is full of
+    one fault and no wave of one step.
     """
     groups: dict[str, list[Cell]] = {}
     for cell in random.Random(0).sample(cells, len(cells)):  # noqa: S311
         groups.setdefault(cell.fault.name if cell.fault.wave else "", []).append(cell)
     parts = []
     for _, group in sorted(groups.items()):
-        group.sort(key=lambda cell: (cell.fault.action != "zombie", not _is_patient(cell)))
+        group.sort(key=lambda cell: cell.fault.action != "zombie")
         count = -(-len(group) // PART)
         parts += [group[number::count] for number in range(count)]
     return parts
-
-
-def _is_patient(cell: Cell) -> bool:
-    """Tell whether a run may stand long: in an attempt, but in no transaction or workflow task."""
-    return cell.boundary.point.startswith(("activity", "provider"))

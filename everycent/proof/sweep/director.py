@@ -16,7 +16,7 @@ from everycent.proof.sweep.waves import Deeds
 
 T = TypeVar("T")
 RUN_SECONDS = 300.0
-UNDER_WAY = 8  # So many times those on their way live at a time: the others wait for time-outs.
+UNDER_WAY = 6  # So many times those on their way live at a time: the others wait for time-outs.
 AGAIN_SECONDS = 0.5
 SAY_AGAIN_SECONDS, SAY_SELDOM_SECONDS = 5.0, 40.0
 LEARN_SECONDS = 120.0
@@ -35,7 +35,7 @@ class Plan:
     faults: Sequence[str] = ()
     points: Sequence[str] = ()
     steps: Sequence[str] = ()
-    at_once: int = 20
+    at_once: int = 40
     together: bool = False  # One worker hosts everything, database steps are local activities.
     sample: int = 0  # So many cells of each fault at each kind of point; 0 for all.
     stacks: int = 1  # So many stacks are swept side by side, each with a part of the cells.

@@ -33,7 +33,14 @@ from starters.checkouts import Checkouts
 from starters.client import connect
 
 LOOK_SECONDS = 0.1
-POOL_SIZE = 20  # Many runs stand in one lane at a time.
+# What lets a run stand at its boundary for `waves.STAND_SECONDS`, and many in one lane at a time.
+PATIENT_WORKER = {
+    "EVERYCENT_POOL__SIZE": "20",
+    "EVERYCENT_POOL__WAIT_SECONDS": "2",
+    "EVERYCENT_POOL__TRANSACTION_TIMEOUT_SECONDS": "18",
+    "EVERYCENT_POOL__IDLE_IN_TRANSACTION_SECONDS": "18",
+}
+PATIENT_TEMPORAL = ("--dynamic-config-value", 'history.defaultWorkflowTaskTimeout="20s"')
 PARTS_SECONDS = 60.0
 # What whoever asks a dying stack is told; he asks again.
 DYING = (
@@ -74,13 +81,13 @@ class SweptStack(EmbeddedStack):
 
         return dataclasses.replace(program, prepare=prepare)
 
+    def _temporal(self) -> Program:
+        program = super()._temporal()
+        return dataclasses.replace(program, command=[*program.command, *PATIENT_TEMPORAL])
+
     def _worker(self, name: str) -> Program:
         program = super()._worker(name)
-        more = {
-            "EVERYCENT_FAULTS": str(self._rules),
-            "EVERYCENT_POOL__SIZE": str(POOL_SIZE),
-            "TEMPORAL_DEBUG": "1",  # A workflow task may stand still for longer than 2 s.
-        }
+        more = {"EVERYCENT_FAULTS": str(self._rules), **PATIENT_WORKER}
         for service in SERVICES if name in TOGETHER else [s for s in SERVICES if s == name]:
             own = load(self.folder.path, service).database[service]
             through = make_url(own).set(port=self._proxy.port)

@@ -11,9 +11,8 @@ from everycent.proof.sweep.scenario import SweptFlow
 from everycent.proof.sweep.stage import LOOK_SECONDS, Stage
 from everycent.stack.embedded import TOGETHER
 
-# An open transaction has 10 s, a workflow task as well; the attempt of an activity 20 at least.
-STAND_SECONDS = 8.0
-STAND_IN_ACTIVITY_SECONDS = 16.0
+# An open transaction has 18 s in a swept stack, a workflow task 20, an attempt 25 at least.
+STAND_SECONDS = 14.0
 TOGETHER_WORKERS = tuple(f"worker-{name}" for name in TOGETHER)
 STOP_SECONDS = 2.0
 PUT_BACK_SECONDS = 1.0
@@ -28,13 +27,7 @@ class _Standing:
     struck: "asyncio.Future[bool]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
-
-    until: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        patient = str(self.hit["point"]).startswith(("activity", "provider"))
-        seconds = STAND_IN_ACTIVITY_SECONDS if patient else STAND_SECONDS
-        self.until = time.monotonic() + seconds
+    until: float = field(default_factory=lambda: time.monotonic() + STAND_SECONDS)
 
 
 class Deeds:
