@@ -19,6 +19,12 @@ if TYPE_CHECKING:
         store_tries,
     )
     from everycent.database.fence_ddl import fence_table
+    from everycent.database.partitions import (
+        AgingTable,
+        Month,
+        drop_partitions,
+        make_partitions,
+    )
     from everycent.domain.fence import FenceState
     from everycent.domain.message import Message, StepRequest
     from everycent.domain.outcome import Refusal
@@ -29,10 +35,11 @@ if TYPE_CHECKING:
     from workflows.saga import ParkedStep, Saga, uninterrupted
 
 __all__ = (
-    "AuditReport", "BrokenPromise", "Claims", "FenceState", "FenceTable", "Message", "ParkedStep",
-    "Participant", "Refusal", "Saga", "StepRequest", "Steps", "assert_idempotent",
-    "assert_participant", "audit", "claim_cancels", "claim_tries", "fence_table",
-    "lock_for_confirm", "one_by_one", "store_ends", "store_tries", "uninterrupted",
+    "AgingTable", "AuditReport", "BrokenPromise", "Claims", "FenceState", "FenceTable", "Message",
+    "Month", "ParkedStep", "Participant", "Refusal", "Saga", "StepRequest", "Steps",
+    "assert_idempotent", "assert_participant", "audit", "claim_cancels", "claim_tries",
+    "drop_partitions", "fence_table", "lock_for_confirm", "make_partitions", "one_by_one",
+    "store_ends", "store_tries", "uninterrupted",
 )  # fmt: skip
 
 # In a wheel our `workflows` lies inside our own name: somebody else's may be installed beside us.
@@ -45,6 +52,9 @@ _HOMES = {
         "store_tries",
     ),
     "everycent.database.fence_ddl": ("fence_table",),
+    "everycent.database.partitions": (
+        "AgingTable", "Month", "drop_partitions", "make_partitions",
+    ),
     "everycent.domain.fence": ("FenceState",),
     "everycent.domain.message": ("Message", "StepRequest"),
     "everycent.domain.outcome": ("Refusal",),

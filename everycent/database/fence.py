@@ -7,6 +7,7 @@ or `store_ends`. The order of the statements is the proof; do not reorder them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, JsonValue, TypeAdapter
@@ -36,10 +37,24 @@ class FenceTable:
     """A table made by `fence_ddl.fence_table`, and which fields of a Try go into its columns.
 
     `columns` maps a field of the Try request to the PostgreSQL type of the column of that name.
+
+    An `aging` fence (design rule 16) is parted by the order's opening day, and its old months are
+    dropped (`everycent.database.partitions`). PostgreSQL has no unique key across partitions, so a
+    key is one there for one day only. The caller guarantees that every request about a key, in
+    every attempt, run and year, carries the day that stands in the order's row: never the day on
+    which it is sent. Under another day a Try is done a second time, a Cancel cancels nothing, and
+    only a Confirm says so (`NothingTried`). Refused is what can be seen: two days for one key in a
+    batch (`KeyReused`), and a day whose month was dropped (PostgreSQL has no place for the row).
     """
 
     name: str
     columns: Mapping[str, str] = field(default_factory=dict)
+    aging: bool = False
+
+    @property
+    def unique(self) -> str:
+        """The columns of the primary key: the conflict target of every claim."""
+        return "opened_on, key" if self.aging else "key"
 
 
 @dataclass(frozen=True)
@@ -74,9 +89,9 @@ class Claims(Generic[R]):
 
 async def claim_tries(tx: AsyncConnection, table: FenceTable, requests: Sequence[R]) -> Claims[R]:
     """Insert a TRIED row per key, in key order; then lock the keys that others had before us."""
-    unique, reused = _each_key_once(requests)
+    unique, reused = _each_key_once(table, requests)
     won = await _insert(tx, table, unique, FenceState.TRIED)
-    rows = await _lock(tx, table, [r.key for r in unique if r.key not in won])
+    rows = await _lock(tx, table, [r for r in unique if r.key not in won])
     verdicts = {
         r.key: Proceed() if r.key in won else judge_try(rows[r.key], r, won=False) for r in unique
     }
@@ -87,8 +102,8 @@ async def lock_for_confirm(
     tx: AsyncConnection, table: FenceTable, requests: Sequence[R]
 ) -> Claims[R]:
     """Lock the rows to confirm, in key order. An absent one: `NothingTried`, nothing is written."""
-    unique, reused = _each_key_once(requests)
-    rows = await _lock(tx, table, [r.key for r in unique])
+    unique, reused = _each_key_once(table, requests)
+    rows = await _lock(tx, table, unique)
     verdicts = {r.key: judge_confirm(rows.get(r.key), r.key) for r in unique}
     return _claims(unique, rows, verdicts, reused)
 
@@ -98,9 +113,9 @@ async def claim_cancels(tx: AsyncConnection, table: FenceTable, requests: Sequen
 
     A Try that comes later finds the tombstone. One that is under way is waited for by the insert.
     """
-    unique, reused = _each_key_once(requests)
+    unique, reused = _each_key_once(table, requests)
     won = await _insert(tx, table, unique, FenceState.CANCELLED)
-    rows = await _lock(tx, table, [r.key for r in unique if r.key not in won])
+    rows = await _lock(tx, table, [r for r in unique if r.key not in won])
     verdicts = {
         r.key: Proceed() if r.key in won else judge_cancel(rows[r.key], won=False) for r in unique
     }
@@ -113,14 +128,19 @@ async def store_tries(
     answers: Mapping[str, BaseModel],
     *,
     done: FenceState = FenceState.TRIED,
+    requests: Sequence[StepRequest] = (),
 ) -> None:
     """Store the first answer of each Try: a Refusal as REFUSED, anything else as `done`.
 
-    `done` is CONFIRMED for a step that is complete in itself (a receipt, a grant).
+    `done` is CONFIRMED for a step that is complete in itself (a receipt, a grant). An aging fence
+    needs the `requests` too (`claims.new`): their days say where the rows are.
     """
     if not answers:
         return
-    result = await tx.execute(sql(tries_stored(table)), tries_values(answers, done))
+    days = {request.key: request.opened_on for request in requests}
+    assert not table.aging or days.keys() >= answers.keys(), f"{table.name} needs the requests"
+    values = tries_values(answers, done) | _values_of_days(table, [days.get(k) for k in answers])
+    result = await tx.execute(sql(tries_stored(table)), values)
     assert_all_written(result, len(answers))
 
 
@@ -128,9 +148,10 @@ def tries_stored(table: FenceTable) -> str:
     """Return the statement of `store_tries`, to be sent along with a service's own writes."""
     return (
         f"UPDATE {table.name} AS t SET state = new.state, try_answer = new.answer::jsonb"
-        " FROM unnest(CAST(:keys AS text[]), CAST(:states AS text[]), CAST(:answers AS text[]))"
-        " AS new (key, state, answer)"
-        " WHERE t.key = new.key AND t.state = 'TRIED' AND t.try_answer IS NULL"
+        " FROM unnest(CAST(:keys AS text[]), CAST(:states AS text[]), CAST(:answers AS text[])"
+        f"{_DAYS[table.aging]}) AS new (key, state, answer{_DAY[table.aging]})"
+        f" WHERE t.key = new.key{_SAME_DAY[table.aging]}"
+        " AND t.state = 'TRIED' AND t.try_answer IS NULL"
     )
 
 
@@ -164,9 +185,9 @@ async def store_ends(
             f"UPDATE {table.name} AS t SET state = :state, end_answer = new.answer::jsonb,"
             " ended_at = new.at, reason = new.reason"
             " FROM unnest(CAST(:keys AS text[]), CAST(:answers AS text[]),"
-            " CAST(:ats AS timestamptz[]), CAST(:reasons AS text[]))"
-            " AS new (key, answer, at, reason)"
-            " WHERE t.key = new.key AND t.end_answer IS NULL"
+            " CAST(:ats AS timestamptz[]), CAST(:reasons AS text[])"
+            f"{_DAYS[table.aging]}) AS new (key, answer, at, reason{_DAY[table.aging]})"
+            f" WHERE t.key = new.key{_SAME_DAY[table.aging]} AND t.end_answer IS NULL"
             " AND (t.state IN ('TRIED', 'REFUSED') OR t.state = :state)"
         ),
         {
@@ -175,6 +196,7 @@ async def store_ends(
             "answers": [answers[request.key].model_dump_json() for request in requests],
             "ats": [request.at for request in requests],
             "reasons": [getattr(request, "reason", None) for request in requests],
+            **_values_of_days(table, [request.opened_on for request in requests]),
         },
     )
     assert_all_written(result, len(requests))
@@ -187,7 +209,9 @@ def assert_all_written(result: CursorResult[Any], rows_wanted: int) -> None:
     )
 
 
-def _each_key_once(requests: Sequence[R]) -> tuple[list[R], dict[int, EverycentError]]:
+def _each_key_once(
+    table: FenceTable, requests: Sequence[R]
+) -> tuple[list[R], dict[int, EverycentError]]:
     """Return the distinct requests in key order, and the errors of those that reuse a key in it."""
     first: dict[str, R] = {}
     reused: dict[int, EverycentError] = {}
@@ -195,6 +219,8 @@ def _each_key_once(requests: Sequence[R]) -> tuple[list[R], dict[int, EverycentE
         kept = first.setdefault(request.key, request)
         if kept is not request and _hash(kept) != _hash(request):
             reused[index] = KeyReused(f"{request.key} stands twice in a batch, with two requests")
+        if table.aging and kept.opened_on != request.opened_on:
+            reused[index] = KeyReused(f"{request.key} stands twice in a batch, with two days")
     return [first[key] for key in sorted(first, key=str.encode)], reused
 
 
@@ -234,7 +260,7 @@ async def _insert(
             " FROM unnest(CAST(:keys AS text[]), CAST(:opened AS date[]),"
             f" CAST(:ats AS timestamptz[]), CAST(:hashes AS text[]){arrays})"
             f" AS new (key, opened_on, tried_at, request_hash{names})"
-            ' ORDER BY key COLLATE "C" ON CONFLICT (key) DO NOTHING RETURNING key'
+            f' ORDER BY key COLLATE "C" ON CONFLICT ({table.unique}) DO NOTHING RETURNING key'
         ),
         {
             "version": HASH_VERSION if tried else None,
@@ -249,17 +275,36 @@ async def _insert(
     return set(result.scalars())
 
 
-async def _lock(tx: AsyncConnection, table: FenceTable, keys: Sequence[str]) -> dict[str, FenceRow]:
-    """Lock and read rows in key order, in a statement of its own: it must see the winner's row."""
-    if not keys:
+# What names the rows of an aging fence beside their keys. Each is empty for the other form. The two
+# ends prune the partitions also where PostgreSQL plans once for all values: an array would not.
+_DAYS = ("", ", CAST(:opened AS date[])")
+_DAY = ("", ", opened_on")
+_PRUNED = " AND t.opened_on BETWEEN CAST(:first_day AS date) AND CAST(:last_day AS date)"
+_SAME_DAY = ("", f" AND t.opened_on = new.opened_on{_PRUNED}")
+_THESE_DAYS = ("", f" AND t.opened_on = ANY(CAST(:opened AS date[])){_PRUNED}")
+
+
+def _values_of_days(table: FenceTable, days: Sequence[date | None]) -> dict[str, Any]:
+    known = [day for day in days if day is not None]
+    if not table.aging:
         return {}
+    return {"opened": known, "first_day": min(known), "last_day": max(known)}
+
+
+async def _lock(
+    tx: AsyncConnection, table: FenceTable, requests: Sequence[StepRequest]
+) -> dict[str, FenceRow]:
+    """Lock and read rows in key order, in a statement of its own: it must see the winner's row."""
+    if not requests:
+        return {}
+    days = {request.key: request.opened_on for request in requests}
     result = await tx.execute(
         sql(
-            "SELECT key, state, request_hash, hash_version, try_answer, end_answer"
-            f" FROM {table.name} WHERE key = ANY(CAST(:keys AS text[]))"
-            ' ORDER BY key COLLATE "C" FOR UPDATE'
+            "SELECT key, opened_on, state, request_hash, hash_version, try_answer, end_answer"
+            f" FROM {table.name} AS t WHERE key = ANY(CAST(:keys AS text[]))"
+            f'{_THESE_DAYS[table.aging]} ORDER BY key COLLATE "C" FOR UPDATE'
         ),
-        {"keys": list(keys)},
+        {"keys": list(days), **_values_of_days(table, list(days.values()))},
     )
     return {
         row.key: FenceRow(
@@ -271,4 +316,5 @@ async def _lock(tx: AsyncConnection, table: FenceTable, keys: Sequence[str]) -> 
             end_answer=row.end_answer,
         )
         for row in result
+        if not table.aging or row.opened_on == days[row.key]
     }

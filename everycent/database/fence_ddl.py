@@ -19,25 +19,31 @@ _COLUMNS = """
     ended_at timestamptz"""
 
 
-def fence_table(name: str, columns: Mapping[str, str] | None = None) -> list[str]:
+def fence_table(
+    name: str, columns: Mapping[str, str] | None = None, *, aging: bool = False
+) -> list[str]:
     """Return the statements that create a fence named `name` with these columns of its resource.
 
     `columns` maps a name to its type; all of them are NULL on a tombstone and never change after.
+    An `aging` fence is parted by the order's opening day and begins with one part for every day;
+    `partitions.make_partitions` cuts it into months.
     """
     extra = {} if columns is None else columns
+    unique, parted = ("opened_on, key", " PARTITION BY RANGE (opened_on)") if aging else ("key", "")
+    parts = [first_partition(name)] if aging else []
     more = "".join(f",\n    {column} {kind}" for column, kind in extra.items())
     fixed = " OR ".join(f"NEW.{column} IS DISTINCT FROM OLD.{column}" for column in _fixed(extra))
     return [
         f"""
 CREATE TABLE {name} ({_COLUMNS}{more},
-    CONSTRAINT {name}_pkey PRIMARY KEY (key),
+    CONSTRAINT {name}_pkey PRIMARY KEY ({unique}),
     CONSTRAINT {name}_state_is_known
         CHECK (state IN ('TRIED', 'REFUSED', 'CONFIRMED', 'CANCELLED')),
     CONSTRAINT {name}_hash_unless_tombstone
         CHECK ((request_hash IS NOT NULL AND hash_version IS NOT NULL) OR state = 'CANCELLED'),
     CONSTRAINT {name}_end_is_answered
         CHECK (state <> 'REFUSED' OR try_answer IS NOT NULL)
-)""",
+){parted}""",
         f"""
 CREATE FUNCTION {name}_arrows() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -69,7 +75,16 @@ END $$""",
         f"""
 CREATE TRIGGER {name}_arrows BEFORE INSERT OR UPDATE ON {name}
     FOR EACH ROW EXECUTE FUNCTION {name}_arrows()""",
+        *parts,
     ]
+
+
+def first_partition(name: str) -> str:
+    """Return the statement that gives a table parted by `opened_on` its first part: every day.
+
+    So no insert ever lacks a partition, also before the keeper comes for the first time.
+    """
+    return f"CREATE TABLE {name}_first PARTITION OF {name} FOR VALUES FROM (MINVALUE) TO (MAXVALUE)"
 
 
 def _fixed(columns: Mapping[str, str]) -> list[str]:

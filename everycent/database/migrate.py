@@ -15,6 +15,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from everycent import clock
+from everycent.database.partitions import AGING, make_partitions
 from everycent.errors import InvalidRequest, Unreachable
 from everycent.settings import SERVICES, ServiceName, Settings
 
@@ -59,6 +61,8 @@ async def _migrate_service(settings: Settings, service: ServiceName) -> str:
             await connection.run_sync(_upgrade, service)
             await _grant(connection, service, _role(settings.database, service), writes=True)
             await _grant(connection, service, _role(settings.read, service), writes=False)
+        for table in AGING.get(service, ()):
+            await make_partitions(engine, table, today=clock.now().date())
     finally:
         await engine.dispose()
     return f"{service}: {owner.database} is at {head_of(service)}"

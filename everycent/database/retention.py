@@ -3,6 +3,9 @@
 What moved money or stock is a book entry and stays, however old; so do the orders. The others (a
 refused or cancelled step, a tombstone) are kept `EVERYCENT_RETENTION__DAYS` after the order's
 opening, which the start of a worker holds to be longer than any message can be late.
+
+A table of rows that only age is parted by that day: its old months are dropped, and nothing is
+deleted (design rule 16). What is deleted here lies beside book entries in one table.
 """
 
 from dataclasses import dataclass
@@ -11,10 +14,15 @@ from datetime import date, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database.engine import Database, sql
+from everycent.database.partitions import AGING, AgingTable, drop_partitions, make_partitions
 from everycent.errors import InvalidRequest
 from everycent.settings import PoolSettings, ServiceName, Settings
 
 BATCH = 1000
+_HOUR = 3600.0  # A month is read through before it goes, under no lock.
+_UNHURRIED = PoolSettings(
+    size=1, statement_timeout_seconds=_HOUR, transaction_timeout_seconds=2 * _HOUR
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,15 @@ _FENCES: dict[ServiceName, tuple[_Fence, ...]] = {
 
 @dataclass(frozen=True)
 class Cleaned:
-    """How many rows of a fence were opened before that day and are gone, or would be."""
+    """How many rows of a fence were opened before that day and are gone, or would be.
+
+    Of an aging table each old month is told; one that stays says why in `kept`.
+    """
 
     table: str
     before: date
     rows: int
+    kept: str = ""
 
 
 async def clean(settings: Settings, *, today: date, dry_run: bool = False) -> list[Cleaned]:
@@ -72,11 +84,18 @@ async def clean(settings: Settings, *, today: date, dry_run: bool = False) -> li
     before = today - timedelta(days=settings.retention.days)
     oldest = await _oldest_unfinished(settings.owner["order"])
     before = min(before, oldest or before)
-    return [
+    rows = [
         Cleaned(fence.table, before, await _clean(settings.owner[service], fence, before, dry_run))
         for service, fences in _FENCES.items()
         for fence in fences
     ]
+    months = [
+        cleaned
+        for service, tables in AGING.items()
+        for table in tables
+        for cleaned in await _turn(settings.owner[service], table, before, today, dry_run)
+    ]
+    return [*rows, *months]
 
 
 async def _oldest_unfinished(dsn: str) -> date | None:
@@ -90,6 +109,20 @@ async def _oldest_unfinished(dsn: str) -> date | None:
                 )
             )
             return found
+    finally:
+        await database.close()
+
+
+async def _turn(
+    dsn: str, table: AgingTable, before: date, today: date, dry_run: bool
+) -> list[Cleaned]:
+    """Make the next months of an aging table and drop the old ones."""
+    database = Database(dsn, _UNHURRIED, name="everycent clean")
+    try:
+        if not dry_run:
+            await make_partitions(database.engine, table, today=today)
+        months = await drop_partitions(database.engine, table, before=before, dry_run=dry_run)
+        return [Cleaned(month.name, before, month.rows, month.kept) for month in months]
     finally:
         await database.close()
 

@@ -1,6 +1,7 @@
 """The kinds of resource rows that are interleaved, and the generic fence on a table of its own."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -157,11 +158,14 @@ TRANSFER = Kind(
 )
 
 
-# The generic fence, as somebody uses it who has a resource of her own (README, "Only the parts").
+# The generic fence in both of its forms, as somebody uses it who has a resource of her own (README,
+# "Only the parts").
 
 SEAT_HOLD = fence.FenceTable("seat_hold", {"area": "text"})
+AGING_HOLD = fence.FenceTable("aging_hold", {"area": "text"}, aging=True)
 SEAT_TABLES = (
     *fence_table(SEAT_HOLD.name, SEAT_HOLD.columns),
+    *fence_table(AGING_HOLD.name, AGING_HOLD.columns, aging=True),
     """
 CREATE TABLE seats (
     tenant text NOT NULL,
@@ -204,39 +208,50 @@ class SeatsDone(Message):
 _ANSWERS = TypeAdapter(SeatsDone)
 
 
-async def hold_seats(tx: AsyncConnection, requests: Sequence[HoldSeats]) -> list[Any]:
+async def hold_seats(
+    tx: AsyncConnection, requests: Sequence[HoldSeats], table: fence.FenceTable = SEAT_HOLD
+) -> list[Any]:
     """Hold the seats of each request."""
-    claims = await fence.claim_tries(tx, SEAT_HOLD, requests)
+    claims = await fence.claim_tries(tx, table, requests)
     await move_seats(tx, [(r.tenant, r.area) for r in claims.new], free=-1, held=+1, sold=0)
     fresh = {r.key: SeatsDone(what="held", seats=UNITS) for r in claims.new}
-    await fence.store_tries(tx, SEAT_HOLD, fresh)
+    await fence.store_tries(tx, table, fresh, requests=claims.new)
     return claims.in_order(requests, fresh, _ANSWERS)
 
 
-async def sell_seats(tx: AsyncConnection, requests: Sequence[SellSeats]) -> list[Any]:
+async def sell_seats(
+    tx: AsyncConnection, requests: Sequence[SellSeats], table: fence.FenceTable = SEAT_HOLD
+) -> list[Any]:
     """Sell what each row holds."""
-    claims = await fence.lock_for_confirm(tx, SEAT_HOLD, requests)
-    await move_seats(tx, await areas_of(tx, claims.new), free=0, held=-1, sold=+1)
+    claims = await fence.lock_for_confirm(tx, table, requests)
+    await move_seats(tx, await areas_of(tx, claims.new, table), free=0, held=-1, sold=+1)
     fresh = {r.key: SeatsDone(what="sold", seats=UNITS) for r in claims.new}
-    await fence.store_ends(tx, SEAT_HOLD, claims.new, fresh, state=FenceState.CONFIRMED)
+    await fence.store_ends(tx, table, claims.new, fresh, state=FenceState.CONFIRMED)
     return claims.in_order(requests, fresh, _ANSWERS)
 
 
-async def free_seats(tx: AsyncConnection, requests: Sequence[FreeSeats]) -> list[Any]:
+async def free_seats(
+    tx: AsyncConnection, requests: Sequence[FreeSeats], table: fence.FenceTable = SEAT_HOLD
+) -> list[Any]:
     """Give back what each row holds, if anything."""
-    claims = await fence.claim_cancels(tx, SEAT_HOLD, requests)
+    claims = await fence.claim_cancels(tx, table, requests)
     holding = [r for r in claims.new if r.key in claims.rows]
-    await move_seats(tx, await areas_of(tx, holding), free=+1, held=-1, sold=0)
+    await move_seats(tx, await areas_of(tx, holding, table), free=+1, held=-1, sold=0)
     fresh = {r.key: SeatsDone(what="freed", seats=UNITS * (r in holding)) for r in claims.new}
-    await fence.store_ends(tx, SEAT_HOLD, claims.new, fresh, state=FenceState.CANCELLED)
+    await fence.store_ends(tx, table, claims.new, fresh, state=FenceState.CANCELLED)
     return claims.in_order(requests, fresh, _ANSWERS)
 
 
-async def areas_of(tx: AsyncConnection, requests: Sequence[StepRequest]) -> list[tuple[str, str]]:
+async def areas_of(
+    tx: AsyncConnection, requests: Sequence[StepRequest], table: fence.FenceTable
+) -> list[tuple[str, str]]:
     """Return the area of each request's row: what moves comes from the row, not from the call."""
     result = await tx.execute(
-        sql("SELECT key, area FROM seat_hold WHERE key = ANY(CAST(:keys AS text[]))"),
-        {"keys": [r.key for r in requests]},
+        sql(
+            f"SELECT key, area FROM {table.name} WHERE key = ANY(CAST(:keys AS text[]))"
+            " AND opened_on = ANY(CAST(:days AS date[]))"
+        ),
+        {"keys": [r.key for r in requests], "days": [r.opened_on for r in requests]},
     )
     areas = {row.key: row.area for row in result}
     return [(r.tenant, areas[r.key]) for r in requests]
@@ -262,15 +277,26 @@ async def move_seats(
         )
 
 
-SEATS = Kind(
-    name="generic fence",
-    service=None,
-    table="seat_hold",
-    operations={"try": hold_seats, "confirm": sell_seats, "cancel": free_seats},
-    request=_requesting(lambda step, name: HoldSeats(**step, area=name), SellSeats, FreeSeats),
-    prepare=_doing(f"INSERT INTO seats (tenant, area, free) SELECT place, name, {START} {_EACH}"),
-    parts=_reading(
-        "SELECT tenant AS place, sum(free) AS free, sum(held) AS held, sum(sold) AS done"
-        f" FROM seats {_OURS}"
-    ),
-)
+def _seats(name: str, table: fence.FenceTable) -> Kind:
+    return Kind(
+        name=name,
+        service=None,
+        table=table.name,
+        operations={
+            "try": partial(hold_seats, table=table),
+            "confirm": partial(sell_seats, table=table),
+            "cancel": partial(free_seats, table=table),
+        },
+        request=_requesting(lambda step, name: HoldSeats(**step, area=name), SellSeats, FreeSeats),
+        prepare=_doing(
+            f"INSERT INTO seats (tenant, area, free) SELECT place, name, {START} {_EACH}"
+        ),
+        parts=_reading(
+            "SELECT tenant AS place, sum(free) AS free, sum(held) AS held, sum(sold) AS done"
+            f" FROM seats {_OURS}"
+        ),
+    )
+
+
+SEATS = _seats("generic fence", SEAT_HOLD)
+AGING = _seats("aging fence", AGING_HOLD)

@@ -22,13 +22,22 @@ from everycent.proof.interleavings import Case, Lane, Result, cases, draws
 from everycent.proof.interleavings_kinds import Kind
 from everycent.proof.interleavings_order import DECISION
 from everycent.proof.interleavings_payment import INTENT, PAYMENT
-from everycent.proof.interleavings_rows import BALANCE, POINTS, SEAT_TABLES, SEATS, STOCK, TRANSFER
+from everycent.proof.interleavings_rows import (
+    AGING,
+    BALANCE,
+    POINTS,
+    SEAT_TABLES,
+    SEATS,
+    STOCK,
+    TRANSFER,
+)
 from everycent.proof.interleavings_session import Cut, Ending, stages
 from everycent.settings import SERVICES, ServiceName, Settings
 from everycent.stack.postgres import PostgresServer
 
 KINDS = {
-    kind.name: kind for kind in (SEATS, STOCK, BALANCE, POINTS, TRANSFER, INTENT, PAYMENT, DECISION)
+    kind.name: kind
+    for kind in (SEATS, AGING, STOCK, BALANCE, POINTS, TRANSFER, INTENT, PAYMENT, DECISION)
 }
 COMMITS = (Ending.COMMIT,)
 BOTH = (Ending.COMMIT, Ending.ABORT)

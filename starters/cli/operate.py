@@ -94,12 +94,16 @@ def clean(
     cleaned = run(_clean(data_dir, dry_run=dry_run))
     if as_json:
         print_json(
-            [{"table": c.table, "before": c.before.isoformat(), "rows": c.rows} for c in cleaned]
+            [
+                {"table": c.table, "before": c.before.isoformat(), "rows": c.rows, "kept": c.kept}
+                for c in cleaned
+            ]
         )
         return
     table = new_table("table", "opened before", "rows over" if dry_run else "rows removed")
     for each in cleaned:
-        table.add_row(each.table, each.before.isoformat(), str(each.rows))
+        rows = f"{each.rows} stay: {each.kept}" if each.kept else str(each.rows)
+        table.add_row(each.table, each.before.isoformat(), rows)
     print_table(table)
 
 

@@ -1,5 +1,7 @@
 """Old fence rows go when they moved nothing and no message about them can come any more."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import date, timedelta
 
 import pytest
@@ -68,6 +70,28 @@ async def left(database: Database, tenant: str, table: str = "reservation") -> l
     return [row.key.split("/")[1] for row in rows]
 
 
+@asynccontextmanager
+async def open_order(orders: Database, tenant: str, opened_on: date) -> AsyncIterator[None]:
+    """Have an unfinished order of that day for a while; `orders` as the owner."""
+    async with orders.transaction() as tx:
+        await tx.execute(
+            text(
+                "INSERT INTO shop_order (tenant, order_id, customer, currency, total_minor,"
+                " request, request_hash, hash_version, driver, run, opened_at, opened_on,"
+                " window_ends_at, moved_at) VALUES (:tenant, 'o', 'c', 'USD', 0, '{}', 'h', 1,"
+                " 'd', 'r', :at, :day, :at, :at)"
+            ),
+            {"tenant": tenant, "day": opened_on, "at": NOON},
+        )
+    try:
+        yield
+    finally:
+        async with orders.transaction() as tx:
+            await tx.execute(
+                text("DELETE FROM shop_order WHERE tenant = :tenant"), {"tenant": tenant}
+            )
+
+
 @pytest.mark.requirement("AC13.8")
 async def test_only_settled_rows_that_moved_nothing_go_and_only_when_they_are_old(
     kept: Settings, stock: Database, tenant: str
@@ -119,24 +143,9 @@ async def test_nothing_goes_that_an_unfinished_order_could_still_ask_for(
     Red when: `clean` does not ask for the oldest unfinished order.
     """
     await reservations(stock, tenant, OLD)
-    async with owners["order"].transaction() as tx:
-        await tx.execute(
-            text(
-                "INSERT INTO shop_order (tenant, order_id, customer, currency, total_minor,"
-                " request, request_hash, hash_version, driver, run, opened_at, opened_on,"
-                " window_ends_at, moved_at) VALUES (:tenant, 'o', 'c', 'USD', 0, '{}', 'h', 1,"
-                " 'd', 'r', :at, :day, :at, :at)"
-            ),
-            {"tenant": tenant, "day": OLD, "at": NOON},
-        )
-    try:
+    async with open_order(owners["order"], tenant, OLD):
         assert {c.before for c in await clean(kept, today=YOUNG + KEPT)} == {OLD}
         assert len(await left(stock, tenant)) == 5
-    finally:
-        async with owners["order"].transaction() as tx:
-            await tx.execute(
-                text("DELETE FROM shop_order WHERE tenant = :tenant"), {"tenant": tenant}
-            )
     await clean(kept, today=YOUNG + KEPT)
     assert len(await left(stock, tenant)) == 2
 

@@ -30,6 +30,7 @@ _ARROW = re.compile(r"(NEW|OLD)\.(state|decision) (=|IN)")
 _CONFLICT = re.compile(r"ON CONFLICT \([^)]*\) DO (?:NOTHING|UPDATE.*)", re.S)
 _LOCK = re.compile(r"FOR (?:NO KEY )?UPDATE(?: SKIP LOCKED)?(?=[\"' ]|$)")
 _ORDER = re.compile(r"ORDER BY (?:\w+ COLLATE \"C\"(?:, \w+ COLLATE \"C\")*|place)")
+_PATIENCE = re.compile(r"SET LOCAL lock_timeout = '[^']+'")
 _PRIVILEGE = re.compile(r"(?:REVOKE|GRANT (?:SELECT|INSERT)) [^\"]*")
 _NAMES_THE_ROW = re.compile(
     r"\(?\w+\.(key|case_key|tenant|order_id|account|currency|sku|customer)\b[^=]*=\s*\(?\w+\.\w+"
@@ -155,6 +156,8 @@ def _of_sql(sql: str) -> Iterator[tuple[str, int, int, str]]:
     for found in _LOCK.finditer(sql):
         weaker = "FOR UPDATE" if found.group().endswith("SKIP LOCKED") else ""
         yield found.group(), found.start(), found.end(), weaker
+    for found in _PATIENCE.finditer(sql):
+        yield "SET LOCAL lock_timeout", found.start(), found.end(), "SELECT 1"
     for found in _ORDER.finditer(sql):
         turned = ", ".join(f"{column} DESC" for column in found.group().split(", "))
         yield found.group().partition(",")[0], found.start(), found.end(), turned

@@ -15,8 +15,8 @@ async def cancel_that_selects_first(
     tx: AsyncConnection, table: fence.FenceTable, requests: Sequence[Any]
 ) -> fence.Claims[Any]:
     """Look for the row, and leave a tombstone only where there was none."""
-    unique, reused = fence._each_key_once(requests)
-    rows = await fence._lock(tx, table, [r.key for r in unique])
+    unique, reused = fence._each_key_once(table, requests)
+    rows = await fence._lock(tx, table, unique)
     await fence._insert(tx, table, [r for r in unique if r.key not in rows], FenceState.CANCELLED)
     verdicts = {
         r.key: judge_cancel(rows[r.key], won=False) if r.key in rows else Proceed() for r in unique
@@ -28,8 +28,8 @@ async def try_that_selects_first(
     tx: AsyncConnection, table: fence.FenceTable, requests: Sequence[Any]
 ) -> fence.Claims[Any]:
     """Look for the row, and insert it where there was none."""
-    unique, reused = fence._each_key_once(requests)
-    rows = await fence._lock(tx, table, [r.key for r in unique])
+    unique, reused = fence._each_key_once(table, requests)
+    rows = await fence._lock(tx, table, unique)
     await fence._insert(tx, table, [r for r in unique if r.key not in rows], FenceState.TRIED)
     verdicts = {
         r.key: judge_try(rows[r.key], r, won=False) if r.key in rows else Proceed() for r in unique
@@ -41,8 +41,8 @@ async def cancel_without_a_tombstone(
     tx: AsyncConnection, table: fence.FenceTable, requests: Sequence[Any]
 ) -> fence.Claims[Any]:
     """Say yes where there is no row, and leave none."""
-    unique, reused = fence._each_key_once(requests)
-    rows = await fence._lock(tx, table, [r.key for r in unique])
+    unique, reused = fence._each_key_once(table, requests)
+    rows = await fence._lock(tx, table, unique)
     verdicts = {r.key: judge_cancel(rows[r.key], won=False) for r in unique if r.key in rows}
     claims = fence._claims([r for r in unique if r.key in rows], rows, verdicts, reused)
     claims.settled.update(

@@ -28,6 +28,7 @@ from everycent.proof.conformance import BrokenPromise, Call, assert_idempotent, 
 from everycent.proof.conformance_participant import Steps, assert_participant
 from everycent.proof.interleavings_kinds import NOON, TODAY, Kind
 from everycent.proof.interleavings_rows import (
+    AGING,
     BALANCE,
     POINTS,
     SEAT_TABLES,
@@ -105,11 +106,12 @@ async def test_our_participants_keep_every_promise(
 
 
 @pytest.mark.requirement("AC4.2")
+@pytest.mark.parametrize("kind", [SEATS, AGING], ids=lambda kind: kind.name)
 async def test_a_participant_on_the_generic_fence_keeps_every_promise(
-    seats: AsyncEngine, tenant: str
+    seats: AsyncEngine, tenant: str, kind: Kind
 ) -> None:
     """Red when: the generic fence answers a late Try, or a Confirm without a Try."""
-    await assert_participant(await _rows(SEATS, seats, tenant))
+    await assert_participant(await _rows(kind, seats, tenant))
 
 
 @pytest.mark.requirement("AC4.2")
