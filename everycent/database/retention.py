@@ -19,7 +19,9 @@ from everycent.errors import InvalidRequest
 from everycent.settings import PoolSettings, ServiceName, Settings
 
 BATCH = 1000
-_HOUR = 3600.0  # A month is read through before it goes, under no lock.
+_HOUR = (
+    3600.0  # Old rows are found by reading a table through: of a busy year, not in five seconds.
+)
 _UNHURRIED = PoolSettings(
     size=1, statement_timeout_seconds=_HOUR, transaction_timeout_seconds=2 * _HOUR
 )
@@ -117,7 +119,7 @@ async def _turn(
     dsn: str, table: AgingTable, before: date, today: date, dry_run: bool
 ) -> list[Cleaned]:
     """Make the next months of an aging table and drop the old ones."""
-    database = Database(dsn, _UNHURRIED, name="everycent clean")
+    database = _owner(dsn)
     try:
         if not dry_run:
             await make_partitions(database.engine, table, today=today)
@@ -163,4 +165,4 @@ def _over(fence: _Fence) -> str:
 
 
 def _owner(dsn: str) -> Database:
-    return Database(dsn, PoolSettings(size=1), name="everycent clean")
+    return Database(dsn, _UNHURRIED, name="everycent clean")

@@ -79,11 +79,12 @@ class Fault:
 
 
 class Trouble(Interceptor):
-    """The faults armed per order and activity, and a log of the activities that ran."""
+    """The faults armed per order and activity, and a log of what ran and was asked."""
 
     def __init__(self) -> None:
         self.faults: dict[tuple[str, str], list[Fault]] = defaultdict(list)
         self.log: dict[str, list[str]] = defaultdict(list)
+        self.requests: dict[str, list[Any]] = defaultdict(list)
 
     def intercept_activity(
         self,
@@ -109,6 +110,7 @@ class _Troubled(ActivityInboundInterceptor):
         name = activity.info().activity_type
         order = _order_of(input.args[0])
         self._trouble.log[order].append(name)
+        self._trouble.requests[order].append(input.args[0])
         await self._hurt(order, name, after=False)
         answer = await super().execute_activity(input)
         await self._hurt(order, name, after=True)
