@@ -212,6 +212,14 @@ async def test_large_heaps_go_in_batches(
     assert len(await left(stock, tenant)) == 2
 
 
+async def test_a_large_table_is_given_the_time_to_be_read_through(settings: Settings) -> None:
+    """A worker's statement ends after seconds; a year of a busy shop is not read in those."""
+    database = retention._owner(settings.owner["inventory"])
+    async with database.transaction() as tx:
+        assert await tx.scalar(text("SHOW statement_timeout")) == "1h"
+    await database.close()
+
+
 async def test_without_a_retention_nothing_is_removed(settings: Settings) -> None:
     with pytest.raises(InvalidRequest, match="EVERYCENT_RETENTION__DAYS"):
         await clean(settings, today=YOUNG)
