@@ -245,6 +245,8 @@ class Director:
             try:
                 await act()
             except DYING as error:
+                if being_cancelled():  # The SDK tells that as an error of its own.
+                    raise asyncio.CancelledError from error
                 run.trouble = run.trouble or f"{type(error).__name__}: {error}"
                 await asyncio.sleep(AGAIN_SECONDS)
             else:
@@ -331,6 +333,12 @@ def _wrong_end(run: Run) -> str:
     if run.state.status not in right:
         return f"it ended as {run.state.status}, not {' or '.join(sorted(right))}"
     return ""
+
+
+def being_cancelled() -> bool:
+    """Tell whether the present task is to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _awaited(work: Awaitable[T]) -> T:
