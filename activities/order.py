@@ -4,7 +4,7 @@ from temporalio import activity
 
 from activities.boundary import errors_for_temporal
 from activities.coalescer import Coalescer
-from everycent.database import order
+from everycent.database import order, withdrawal
 from everycent.database.engine import Database
 from everycent.domain.order import (
     AddAttempt,
@@ -22,6 +22,7 @@ from everycent.domain.order import (
     SettleCase,
     Verdict,
 )
+from everycent.domain.withdrawal import WithdrawAnswer, WithdrawOrder
 
 
 class OrderActivities:
@@ -37,6 +38,9 @@ class OrderActivities:
         )
         self._park = Coalescer(database, order.park_step)
         self._settle = Coalescer(database, order.settle_case)
+        self._withdraw: Coalescer[WithdrawOrder, WithdrawAnswer] = Coalescer(
+            database, withdrawal.withdraw_order
+        )
 
     @activity.defn(name="order.open_order")
     async def open_order(self, request: OpenOrder) -> OpenAnswer:
@@ -79,3 +83,9 @@ class OrderActivities:
         """Close a repair case with who and why."""
         with errors_for_temporal():
             return await self._settle.join(request)
+
+    @activity.defn(name="order.withdraw_order")
+    async def withdraw_order(self, request: WithdrawOrder) -> WithdrawAnswer:
+        """Withdraw the id of an order that is not written down, or answer that it is."""
+        with errors_for_temporal():
+            return await self._withdraw.join(request)

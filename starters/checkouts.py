@@ -40,7 +40,12 @@ from everycent.domain.order import (
     differing_fields,
 )
 from everycent.errors import InvalidRequest
-from starters.refusals import NotRunningError, OrderDiffersError, TooLateError
+from starters.refusals import (
+    NotRunningError,
+    OrderDiffersError,
+    OrderWithdrawnError,
+    TooLateError,
+)
 from workers.queues import TOGETHER, WORKFLOWS
 from workflows import attributes
 from workflows.checkout import Checkout
@@ -310,6 +315,8 @@ def _refusal_of(error: WorkflowUpdateFailedError, order_id: str) -> InvalidReque
     if isinstance(cause, ApplicationError) and cause.type == "OrderDiffers":
         [fields] = cause.details
         return OrderDiffersError(order_id, tuple(fields))
+    if isinstance(cause, ApplicationError) and cause.type == "OrderWithdrawn":
+        return OrderWithdrawnError(cause.message)
     if isinstance(cause, ApplicationError):
         return TooLateError(cause.message)
     return InvalidRequest(str(cause))

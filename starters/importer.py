@@ -33,7 +33,7 @@ from everycent.domain.order import (
 from everycent.errors import InvalidRequest
 from starters.bookings import Bookings
 from starters.checkouts import Checkouts
-from starters.refusals import OrderDiffersError
+from starters.refusals import OrderDiffersError, OrderWithdrawnError
 
 COLUMNS = ("order_id", "customer_id", "ordered_on", "quantity", "amount_usd")
 CARD = "tok_ok"
@@ -222,7 +222,7 @@ class Import:
         for row in rows:
             try:
                 result = await self._sell(checkouts, row.order)
-            except OrderDiffersError as error:
+            except (OrderDiffersError, OrderWithdrawnError) as error:
                 self._problems.append(Problem(line=row.line, reason=str(error)))
                 self._say(f"line {row.line}: {error}")
             else:

@@ -17,3 +17,7 @@ class TooLateError(InvalidRequest):
 
 class NotRunningError(InvalidRequest):
     """No run of the order lives; placing it again takes it up where it was left."""
+
+
+class OrderWithdrawnError(TooLateError):
+    """What was held under the id had no order and was given back: it can be placed no more."""

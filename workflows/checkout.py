@@ -39,13 +39,14 @@ with workflow.unsafe.imports_passed_through():
     )
     from everycent.domain.outcome import Refusal
     from everycent.domain.payment import CaptureAnswer, CaptureRefused, RedirectOpened
+    from everycent.domain.withdrawal import OrderWithdrawn
     from everycent.errors import NotConfirmable
     from workflows.attributes import STATUS, WAITS_FOR
     from workflows.checkout_ahead import StepsAhead
     from workflows.checkout_steps import CheckoutSteps
     from workflows.repair import RepairDesk, say
     from workflows.saga import ParkedStep, Saga, run_or_park, uninterrupted
-    from workflows.telling import Standing, details, differs, told
+    from workflows.telling import Standing, details, differs, told, unopened
 
 T = TypeVar("T")
 GONE = "the stock was gone after the payment: refunded"
@@ -115,8 +116,8 @@ class Checkout:
         opened = await run_or_park("open", self._order.step_key("open"), self._steps.open)
         if isinstance(opened, ParkedStep):
             raise ApplicationError(opened.error, type=opened.error_class, non_retryable=True)
-        if isinstance(opened, OrderDiffers):
-            raise differs(self._order, opened.fields)
+        if isinstance(opened, OrderDiffers | OrderWithdrawn):
+            raise unopened(self._order, opened)
         return self._know(opened)
 
     async def _open_again(self) -> OpenedOrder:

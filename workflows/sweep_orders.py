@@ -29,6 +29,7 @@ with workflow.unsafe.imports_passed_through():
     from everycent.domain.payment import CapturePayment, PaidAnyway, VoidPayment
     from everycent.domain.points import RedeemPoints, UnfreezePoints
     from everycent.domain.sweep import (
+        ORPHAN,
         Act,
         Finding,
         Hold,
@@ -52,6 +53,7 @@ with workflow.unsafe.imports_passed_through():
         UnfinishedPage,
         WorkflowIds,
     )
+    from everycent.domain.withdrawal import Withdrawn, WithdrawOrder
     from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, sweeps
     from workflows.attributes import of_order
     from workflows.catalog import FLOW_NAMES
@@ -128,7 +130,26 @@ class SweepOrders:
         assert finding.hold is not None, f"{finding.key} is no hold"
         if not await self._is_still_so(finding.hold, finding):
             return "nothing: it has moved meanwhile"
+        if finding.kind == ORPHAN and not await self._withdraw(finding.xid):
+            return "nothing: its order was opened meanwhile"
         return await self._end_hold(finding.hold, finding)
+
+    async def _withdraw(self, xid: str) -> bool:
+        """Decide in the place of the order's row; False if the order has one by now."""
+        tenant, _, order_id = xid.partition("/")
+        answer = await workflow.execute_activity_method(
+            OrderActivities.withdraw_order,
+            WithdrawOrder(
+                tenant=tenant,
+                order_id=order_id,
+                at=workflow.now(),
+                by=workflow.info().workflow_id,
+            ),
+            task_queue=self._queue("order"),
+            summary=f"withdraw {xid}",
+            **_LOOK,
+        )
+        return isinstance(answer, Withdrawn)
 
     async def _is_still_so(self, hold: Hold, finding: Finding) -> bool:
         """Look at a hold right before the act, and judge it by the same rules as the look did."""

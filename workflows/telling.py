@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from temporalio.exceptions import ApplicationError
 
 from everycent.domain.money import readable
-from everycent.domain.order import Decision, OrderLine, PlaceOrder
+from everycent.domain.order import Decision, OrderDiffers, OrderLine, PlaceOrder
 from everycent.domain.outcome import Refusal
+from everycent.domain.withdrawal import OrderWithdrawn
 from workflows.saga import ParkedStep
 
 LINES_SHOWN = 20  # The details are a page for people; the input holds every line.
@@ -73,6 +74,18 @@ def _fact(name: str, value: object, currency: str) -> str:
 
 def _line(line: OrderLine, currency: str) -> str:
     return f"{line.units} × {line.sku}: {readable(line.amount_minor, currency)}"
+
+
+def unopened(order: PlaceOrder, answer: OrderDiffers | OrderWithdrawn) -> ApplicationError:
+    """Return the error that tells why an order could not be written down."""
+    if isinstance(answer, OrderDiffers):
+        return differs(order, answer.fields)
+    return ApplicationError(
+        f"order {order.order_id} cannot be placed: {answer.reason};"
+        " please place it under another order id",
+        type="OrderWithdrawn",
+        non_retryable=True,
+    )
 
 
 def differs(order: PlaceOrder, fields: tuple[str, ...]) -> ApplicationError:

@@ -279,7 +279,8 @@ _ORDER_CHECKS = (
         "SELECT tenant || '/' || order_id AS who, total_minor <> lines.minor AS broken,"
         " format('total %s, its lines sum to %s', total_minor, lines.minor) AS how"
         " FROM shop_order, LATERAL (SELECT sum(CAST(line->>'amount_minor' AS bigint)) AS minor"
-        f" FROM jsonb_array_elements(request->'lines') AS line) AS lines WHERE {_MINE}",
+        f" FROM jsonb_array_elements(request->'lines') AS line) AS lines WHERE {_MINE}"
+        " AND request IS NOT NULL",
     ),
 )
 

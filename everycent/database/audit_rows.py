@@ -58,7 +58,7 @@ class CaseRow:
 
 @dataclass(frozen=True)
 class OrderRow:
-    """An order as the audit judges it."""
+    """An order as the audit judges it; `asked` is None of an id that was withdrawn."""
 
     xid: str
     decision: Decision
@@ -66,9 +66,15 @@ class OrderRow:
     attempt: str | None
     driver: str
     moved_at: datetime
-    request: PlaceOrder
+    asked: PlaceOrder | None
     result: OrderResult | None
     cases: tuple[CaseRow, ...]
+
+    @property
+    def request(self) -> PlaceOrder:
+        """What was asked for."""
+        assert self.asked is not None, f"{self.xid} was withdrawn: nobody asked for it"
+        return self.asked
 
     @property
     def is_final(self) -> bool:
@@ -214,7 +220,7 @@ def _as_order(row: Any) -> OrderRow:
         attempt=row.attempt,
         driver=row.driver,
         moved_at=row.moved_at,
-        request=PlaceOrder.model_validate(row.request),
+        asked=None if row.request is None else PlaceOrder.model_validate(row.request),
         result=None if row.result is None else OrderResult.model_validate(row.result),
         cases=tuple(CaseRow(**case) for case in row.cases or ()),
     )

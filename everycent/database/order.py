@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database.engine import sql
 from everycent.database.fence import assert_all_written
-from everycent.domain.message import HASH_VERSION, request_hash
+from everycent.domain.message import HASH_VERSION, OrderRequest, request_hash
 from everycent.domain.order import (
     MAX_ATTEMPTS,
     PAYMENTS,
@@ -28,7 +28,6 @@ from everycent.domain.order import (
     OpenedOrder,
     OpenOrder,
     OrderDiffers,
-    OrderRequest,
     OrderResult,
     OrderStatus,
     Parked,
@@ -38,6 +37,7 @@ from everycent.domain.order import (
     differing_fields,
     move,
 )
+from everycent.domain.withdrawal import OrderWithdrawn
 from everycent.errors import Bug, EverycentError
 
 OrderId = tuple[str, str]  # (tenant, order_id)
@@ -272,11 +272,10 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
             " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]),"
             " CAST(:customers AS text[]), CAST(:currencies AS text[]), CAST(:totals AS bigint[]),"
             " CAST(:requests AS text[]), CAST(:hashes AS text[]), CAST(:drivers AS text[]),"
-            " CAST(:runs AS text[]),"
-            " CAST(:ats AS timestamptz[]), CAST(:ends AS timestamptz[]))"
+            " CAST(:runs AS text[]), CAST(:ats AS timestamptz[]), CAST(:ends AS timestamptz[]))"
             " AS new (tenant, order_id, customer, currency, total, request, hash, driver, run, at,"
-            " ends)"
-            f" {_IN_ORDER} ON CONFLICT (tenant, order_id) DO NOTHING RETURNING tenant, order_id"
+            f" ends) {_IN_ORDER} ON CONFLICT (tenant, order_id) DO NOTHING"
+            " RETURNING tenant, order_id"
         ),
         {
             **_ids([_id(order) for order in orders]),
@@ -374,9 +373,10 @@ async def _attempts_of(tx: AsyncConnection, keys: Sequence[OrderId]) -> dict[Ord
 def _opened(
     row: Row[Any], attempts: Sequence[Any], request: OpenOrder, *, shared: bool
 ) -> OpenAnswer:
-    order = request.order
-    if row.request_hash != request_hash(order, order.HASHED, row.hash_version):
-        return OrderDiffers(fields=differing_fields(row.request, order))
+    if row.request is None:
+        return OrderWithdrawn(reason=row.reason)
+    if row.request_hash != request_hash(request.order, request.order.HASHED, row.hash_version):
+        return OrderDiffers(fields=differing_fields(row.request, request.order))
     return OpenedOrder(
         opened_at=row.opened_at,
         opened_on=row.opened_on,

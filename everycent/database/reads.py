@@ -255,7 +255,7 @@ class Reader:
             tenant=tenant,
             order_id=order_id,
         )
-        return OrderView.model_validate(rows[0]) if rows else None
+        return OrderView.model_validate(rows[0]) if rows and rows[0]["request"] else None
 
     async def orders(
         self,
@@ -269,7 +269,7 @@ class Reader:
         return await self._views(
             OrderView,
             "order",
-            "SELECT * FROM shop_order WHERE tenant = :tenant"
+            "SELECT * FROM shop_order WHERE tenant = :tenant AND request IS NOT NULL"
             " AND (CAST(:status AS text) IS NULL OR status = :status)"
             " AND (CAST(:waits_for AS text) IS NULL OR waits_for = :waits_for)"
             ' ORDER BY opened_at DESC, order_id COLLATE "C" LIMIT :limit',

@@ -1,8 +1,9 @@
 """Remove fence rows that moved nothing and that no late message can ask for any more.
 
 What moved money or stock is a book entry and stays, however old; so do the orders. The others (a
-refused or cancelled step, a tombstone) are kept `EVERYCENT_RETENTION__DAYS` after the order's
-opening, which the start of a worker holds to be longer than any message can be late.
+refused or cancelled step, a tombstone, an order id that was withdrawn) are kept
+`EVERYCENT_RETENTION__DAYS` after the order's opening, which the start of a worker holds to be
+longer than any message can be late.
 
 A table of rows that only age is parted by that day: its old months are dropped, and nothing is
 deleted (design rule 16). What is deleted here lies beside book entries in one table.
@@ -34,6 +35,8 @@ class _Fence:
     table: str
     guard: str = "true"
     beside: str = ""
+    key: str = "key"
+    settled: str = "state IN ('REFUSED', 'CANCELLED')"
 
 
 _CALLS = (
@@ -55,6 +58,8 @@ _FENCES: dict[ServiceName, tuple[_Fence, ...]] = {
     "ledger": (
         _Fence("transfer", "NOT EXISTS (SELECT FROM transfer_leg AS l WHERE l.key = transfer.key)"),
     ),
+    # The last of all: a withdrawn id is free again when what was cancelled under it is gone.
+    "order": (_Fence("shop_order", key="tenant, order_id", settled="request IS NULL"),),
 }
 
 
@@ -79,7 +84,7 @@ async def clean(settings: Settings, *, today: date, dry_run: bool = False) -> li
     """
     if settings.retention.days is None:
         raise InvalidRequest("every row is kept; set EVERYCENT_RETENTION__DAYS to remove old ones")
-    missing = [service for service in ("order", *_FENCES) if service not in settings.owner]
+    missing = [service for service in _FENCES if service not in settings.owner]
     if missing:
         names = ", ".join(f"EVERYCENT_OWNER__{service.upper()}" for service in missing)
         raise InvalidRequest(f"cleaning needs the owners' DSNs; missing: {names}")
@@ -151,9 +156,10 @@ async def remove(tx: AsyncConnection, fence: _Fence, *, before: date, limit: int
     beside = f", beside AS ({fence.beside})" if fence.beside else ""
     rows = await tx.scalar(
         sql(
-            f"WITH gone AS (DELETE FROM {fence.table} WHERE key IN (SELECT key FROM {fence.table}"
+            f"WITH gone AS (DELETE FROM {fence.table} WHERE ({fence.key}) IN"
+            f" (SELECT {fence.key} FROM {fence.table}"
             f" WHERE {_over(fence)} LIMIT :limit FOR UPDATE SKIP LOCKED)"
-            f" RETURNING key){beside} SELECT count(*) FROM gone"
+            f" RETURNING {fence.key}){beside} SELECT count(*) FROM gone"
         ),
         {"before": before, "limit": limit},
     )
@@ -161,7 +167,7 @@ async def remove(tx: AsyncConnection, fence: _Fence, *, before: date, limit: int
 
 
 def _over(fence: _Fence) -> str:
-    return f"state IN ('REFUSED', 'CANCELLED') AND opened_on < :before AND {fence.guard}"
+    return f"{fence.settled} AND opened_on < :before AND {fence.guard}"
 
 
 def _owner(dsn: str) -> Database:

@@ -59,6 +59,14 @@ class StepRequest(Message):
         return self.key.split("/", 1)[0]
 
 
+class OrderRequest(Message):
+    """Base of what the order service is asked about one order."""
+
+    tenant: Id
+    order_id: Id
+    at: AwareDatetime
+
+
 def step_key(tenant: str, order_id: str, step: str, request: str | None = None) -> str:
     """Return the key of a business step: the same in every run, retry and replay."""
     return "/".join((tenant, order_id, step, *((request,) if request else ())))

@@ -16,12 +16,14 @@ from everycent.domain.message import (
     Key,
     Message,
     MinorUnits,
+    OrderRequest,
     Text,
     Told,
     Units,
     step_key,
 )
 from everycent.domain.outcome import Refusal
+from everycent.domain.withdrawal import OrderWithdrawn
 from everycent.errors import InvalidRequest
 
 MAX_ATTEMPTS = 3
@@ -170,14 +172,6 @@ def differing_fields(stored: dict[str, Any], request: PlaceOrder) -> tuple[str, 
     return tuple(name for name in request.HASHED if stored.get(name) != new[name])
 
 
-class OrderRequest(Message):
-    """Base of what the order service is asked about one order."""
-
-    tenant: Id
-    order_id: Id
-    at: AwareDatetime
-
-
 class OpenOrder(Message):
     """Write the order down before anything else happens, once per id.
 
@@ -241,7 +235,7 @@ class OrderDiffers(Refusal):
     fields: tuple[str, ...]
 
 
-OpenAnswer = OpenedOrder | OrderDiffers
+OpenAnswer = OpenedOrder | OrderDiffers | OrderWithdrawn
 
 
 class Decide(OrderRequest):

@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, Field
 from everycent.domain.message import Message, Told, order_of
 from everycent.domain.order import Decision, OrderStatus, PlaceOrder, WaitsFor
 
+ORPHAN = "hold without an order"  # Its id is withdrawn before it is given back.
 MOST_DONE, MOST_TOLD = 300, 200  # Findings in a report: with and without an act about them.
 HoldService = Literal["inventory", "payment", "account", "points"]
 
@@ -281,7 +282,7 @@ def _judge_orphan(
     if hold.state == "TRIED":
         told = f"{hold.kind} TRIED, no order row, no run"
         tries = sweep.max_failures
-        return _hold_finding(hold, standing, "hold without an order", told, Act.CANCEL, tries)
+        return _hold_finding(hold, standing, ORPHAN, told, Act.CANCEL, tries)
     told = f"{hold.kind} {hold.state}, {hold.kept_minor} minor units kept, no order row"
     return _hold_finding(hold, standing, "capture without an order", told, Act.CASE)
 

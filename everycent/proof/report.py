@@ -109,7 +109,7 @@ class Sums:
 
     def add(self, facts: Facts) -> None:
         """Add an order with all of its rows."""
-        if facts.order is not None:
+        if facts.order is not None and facts.order.asked is not None:
             self.statuses[facts.order.status] += 1
         for row in facts.rows:
             if row.kind == "payment":

@@ -91,6 +91,10 @@ class _Told:
 
     def _order(self) -> Iterator[Event]:
         facts = self._facts
+        if facts["currency"] is None:  # Nobody's order: the sweeper has withdrawn its id.
+            told = f"the order's id is withdrawn by {facts['driver']}: {facts['reason']}"
+            yield from self._at("decided_at", told, kind=Kind.ACT)
+            return
         ends = facts["window_ends_at"][11:19]
         total = readable(facts["total_minor"], facts["currency"])
         shared = ", opened by a second run too" if facts["shared"] else ""

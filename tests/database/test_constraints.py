@@ -218,6 +218,18 @@ def ordered(change: str) -> str:
     return f"UPDATE shop_order SET {change} WHERE tenant = :t"
 
 
+def withdrawn(**more: str) -> str:
+    nothing = dict.fromkeys(
+        ("customer", "currency", "total_minor", "request", "request_hash", "hash_version"), "NULL"
+    )
+    ended = {"decision": "'ABORTED'", "status": "'REJECTED'", "result": "'{}'"}
+    return order(**{**nothing, **ended, **more})
+
+
+MADE_ONE = (
+    "customer = 'c', currency = 'EUR', total_minor = 1, request = '{}', request_hash = 'h',"
+    " hash_version = 1"
+)
 ABORTING, COMMITTING = order(decision="'ABORTING'"), order(decision="'COMMITTING'")
 SOLD = order(decision="'COMMITTED'", status="'CONFIRMED'", result="'{}'")
 
@@ -255,6 +267,8 @@ ORDER = rules(
             ("opened_on", "'2026-01-03'"),
         )
     ),
+    ("shop_order_request_is_fixed", (withdrawn(), ordered(MADE_ONE))),
+    ("shop_order_is_asked_for_or_withdrawn", order(customer="NULL")),
     ("shop_order_result_is_fixed", (SOLD, ordered("result = '1'"))),
     ("shop_order_decision_moves_forward", (ABORTING, ordered("decision = 'OPEN'"))),
     ("shop_order_decision_moves_forward", (COMMITTING, ordered("decision = 'ABORTING'"))),

@@ -15,7 +15,16 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from everycent.database import account, fence, inventory, ledger, order, payment, points
+from everycent.database import (
+    account,
+    fence,
+    inventory,
+    ledger,
+    order,
+    payment,
+    points,
+    withdrawal,
+)
 from everycent.database import provider_call as calls
 from everycent.database.engine import Database
 from everycent.domain.account import DebitBalance, FreezeBalance
@@ -37,6 +46,7 @@ from everycent.domain.order import (
     SettleCase,
     WaitsFor,
 )
+from everycent.domain.withdrawal import WithdrawOrder
 from everycent.settings import PoolSettings, ServiceName, Settings
 from tests.conftest import NOON, TODAY
 from tests.database import test_constraints as rows
@@ -213,6 +223,10 @@ INSERTS = {
     ),
     "orders": Case(
         "order", an_order(), "", lambda tx, t, n: order.open_order(tx, opening(t, n))
+    ),
+    "withdrawn ids": Case(
+        "order", an_order(), "",
+        of_orders(withdrawal.withdraw_order, WithdrawOrder, by="sweeper/x"),
     ),
 }  # fmt: skip
 

@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from everycent.database import inventory, retention
+from everycent.database import inventory, retention, withdrawal
 from everycent.database.engine import Database
 from everycent.database.retention import clean
 from everycent.domain.inventory import (
@@ -18,6 +18,7 @@ from everycent.domain.inventory import (
     ReserveStock,
     StockLine,
 )
+from everycent.domain.withdrawal import WithdrawOrder
 from everycent.errors import InvalidRequest
 from everycent.settings import RetentionSettings, ServiceName, Settings
 from starters.cli.app import app
@@ -201,6 +202,38 @@ async def test_a_transfer_that_has_legs_is_in_the_books_and_stays(
         )
     await clean(kept, today=YOUNG + KEPT)
     assert await left(owners["ledger"], tenant, "transfer") == ["voided"]
+
+
+@pytest.mark.requirement("AC13.8", "I8")
+async def test_a_withdrawn_id_is_free_again_when_it_is_old_and_an_order_stays(
+    kept: Settings, databases: dict[ServiceName, Database], tenant: str
+) -> None:
+    """Red when: an id is burnt for ever, or a real order that was aborted goes with it."""
+    days = {"old": OLD, "young": YOUNG}
+    wishes = [
+        WithdrawOrder(
+            tenant=tenant, order_id=name, by="s", at=datetime.combine(day, time(), tzinfo=UTC)
+        )
+        for name, day in days.items()
+    ]
+    async with databases["order"].transaction() as tx:
+        await withdrawal.withdraw_order(tx, wishes)
+        await tx.execute(
+            text(
+                "INSERT INTO shop_order (tenant, order_id, customer, currency, total_minor,"
+                " request, request_hash, hash_version, driver, run, opened_at, opened_on,"
+                " window_ends_at, moved_at, decision, status, result) VALUES (:tenant, 'sold', 'c',"
+                " 'USD', 0, '{}', 'h', 1, 'd', 'r', :at, :day, :at, :at, 'ABORTED', 'REJECTED',"
+                " '{}')"
+            ),
+            {"tenant": tenant, "day": OLD, "at": NOON},
+        )
+    await clean(kept, today=YOUNG + KEPT)
+    async with databases["order"].transaction() as tx:
+        found = await tx.scalars(
+            text("SELECT order_id FROM shop_order WHERE tenant = :t ORDER BY 1"), {"t": tenant}
+        )
+        assert list(found) == ["sold", "young"]
 
 
 async def test_large_heaps_go_in_batches(

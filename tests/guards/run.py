@@ -36,7 +36,7 @@ from tests.guards.table import TESTS
 COPIED = ("everycent", "activities", "workflows", "workers", "starters", "tests", "pyproject.toml")
 SERVICE_OF: dict[str, str] = {
     "fence": "account", "fence_ddl": "account", "provider_call": "payment",
-    "retention": "inventory", "migrate": "ledger", "partitions": "account",
+    "retention": "inventory", "migrate": "ledger", "partitions": "account", "withdrawal": "order",
 }  # fmt: skip
 
 

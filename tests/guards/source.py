@@ -35,7 +35,7 @@ _PRIVILEGE = re.compile(r"(?:REVOKE|GRANT (?:SELECT|INSERT)) [^\"]*")
 _NAMES_THE_ROW = re.compile(
     r"\(?\w+\.(key|case_key|tenant|order_id|account|currency|sku|customer)\b[^=]*=\s*\(?\w+\.\w+"
     r"|\w*key (= ANY|IN \()|\(\w+(, \w+)+\)\s+IN \(|\(a\.tenant, a\.account, a\.currency\)\s"
-    r"|\{_THESE\}|\{_over|datname|rolname"
+    r"|\{_THESE\}|\{_over|\(\{fence\.key\}\) IN|datname|rolname"
 )
 
 _JOINT = re.compile(r"([\"']\s*f?[\"']|\s)+$")  # Between two texts that stand side by side.
@@ -44,6 +44,7 @@ _JOINT = re.compile(r"([\"']\s*f?[\"']|\s)+$")  # Between two texts that stand s
 _HANDED = re.compile(
     r"(?<=\")status = 'NEW'|(?<=\")capture_refusal IS NULL(?=\")"
     r"|state IN \('REFUSED', 'CANCELLED'\)|opened_on < :before|(?<=\")captured_minor = 0"
+    r"|(?<=\")request IS NULL(?=\")"
     r"|NOT EXISTS \(SELECT FROM transfer_leg[^)]*\)"
 )
 _VERSION = re.compile(r"(?<=a\.currency, )a\.version")

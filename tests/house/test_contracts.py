@@ -16,8 +16,8 @@ from activities.ledger import LedgerActivities
 from activities.order import OrderActivities
 from activities.payment import PaymentActivities
 from activities.points import PointsActivities
-from everycent.domain.message import StepRequest
-from everycent.domain.order import OpenOrder, OrderRequest
+from everycent.domain.message import OrderRequest, StepRequest
+from everycent.domain.order import OpenOrder
 
 ROOT = Path(__file__).parents[2]
 NOUNS = (

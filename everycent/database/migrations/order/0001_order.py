@@ -11,12 +11,12 @@ def upgrade() -> None:
 CREATE TABLE shop_order (
     tenant text COLLATE "C" NOT NULL,
     order_id text COLLATE "C" NOT NULL,
-    customer text NOT NULL,
-    currency text NOT NULL,
-    total_minor bigint NOT NULL,
-    request jsonb NOT NULL,
-    request_hash text NOT NULL,
-    hash_version smallint NOT NULL,
+    customer text,
+    currency text,
+    total_minor bigint,
+    request jsonb,
+    request_hash text,
+    hash_version smallint,
     decision text NOT NULL DEFAULT 'OPEN',
     attempt text,
     abort_status text,
@@ -36,6 +36,9 @@ CREATE TABLE shop_order (
     result jsonb,
     CONSTRAINT shop_order_pkey PRIMARY KEY (tenant, order_id),
     CONSTRAINT shop_order_total_not_negative CHECK (total_minor >= 0),
+    CONSTRAINT shop_order_is_asked_for_or_withdrawn
+        CHECK (CASE num_nonnulls(customer, currency, total_minor, request, request_hash,
+            hash_version) WHEN 6 THEN true WHEN 0 THEN decision = 'ABORTED' ELSE false END),
     CONSTRAINT shop_order_decision_is_known
         CHECK (decision IN ('OPEN', 'COMMITTING', 'COMMITTED', 'ABORTING', 'ABORTED')),
     CONSTRAINT shop_order_status_is_known
@@ -61,7 +64,8 @@ BEGIN
     IF NEW.tenant <> OLD.tenant OR NEW.order_id <> OLD.order_id
         OR NEW.request_hash <> OLD.request_hash OR NEW.total_minor <> OLD.total_minor
         OR NEW.currency <> OLD.currency OR NEW.customer <> OLD.customer
-        OR NEW.opened_on <> OLD.opened_on THEN
+        OR NEW.opened_on <> OLD.opened_on
+        OR (NEW.request IS NULL) <> (OLD.request IS NULL) THEN
         RAISE EXCEPTION 'order % would change what was asked for', OLD.order_id
             USING ERRCODE = 'check_violation', CONSTRAINT = 'shop_order_request_is_fixed';
     END IF;

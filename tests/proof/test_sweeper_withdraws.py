@@ -1,0 +1,81 @@
+"""The sweeper decides in the order's row before it gives back a hold that no order explains."""
+
+import pytest
+
+from everycent.domain.order import CancelOrder, OrderStatus, RedirectPayment
+from everycent.domain.sweep import Act
+from everycent.proof.explain import explain
+from everycent.settings import Settings
+from starters.refusals import OrderWithdrawnError
+from tests.proof.sweeper_site import (
+    audit_of,
+    fill,
+    hold_without_order,
+    sweep,
+    sweeper,
+    temporal,
+    together,
+)
+from tests.workflows.conftest import Shop
+
+__all__ = ["sweeper", "temporal", "together"]
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.mark.requirement("I8", "AC2.5")
+async def test_an_order_that_comes_right_before_its_hold_is_given_back_does_not_rely_on_it(
+    shop: Shop, settings: Settings
+) -> None:
+    """The order is placed behind the sweeper's last look, as its Cancel begins.
+
+    Red when: nothing is decided before the Cancel: the order opens, and loses what it relies on.
+    """
+    await fill(shop)
+    await hold_without_order(shop)
+    order = shop.order("ghost", units=3, payment=RedirectPayment())
+    told: list[str] = []
+
+    async def place_late() -> None:
+        try:
+            await shop.checkouts.place(order)
+        except OrderWithdrawnError as error:
+            told.append(str(error))
+
+    shop.fault("inventory.release_stock", None, order_id="ghost", hook=place_late)
+    [finding] = (await sweep(shop)).findings
+    assert (finding.act, finding.repaired) == (Act.CANCEL, True)
+    assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
+    assert await shop.reader.order(shop.tenant, "ghost") is None
+    [line] = told
+    assert line.startswith("order ghost cannot be placed: what was held for it had no order")
+    assert line.endswith("please place it under another order id")
+    with pytest.raises(OrderWithdrawnError):
+        await shop.checkouts.place(order)
+    assert (await sweep(shop)).findings == ()
+    assert await audit_of(shop, settings) == []
+    story = await explain(
+        settings, shop.tenant, "ghost", client=shop.client, provider=shop.provider
+    )
+    assert any("the order's id is withdrawn by sweeper/" in event.what for event in story.events)
+
+
+@pytest.mark.requirement("I8", "AC2.5")
+async def test_an_order_that_opens_first_keeps_its_hold(shop: Shop, settings: Settings) -> None:
+    """Red when: the sweeper does not adopt what the order's row says when it comes too late."""
+    await fill(shop)
+    await hold_without_order(shop)
+    order = shop.order("ghost", units=3, payment=RedirectPayment())
+
+    async def place_first() -> None:
+        await shop.checkouts.place(order)
+
+    shop.fault("order.withdraw_order", None, order_id="ghost", hook=place_first)
+    [finding] = (await sweep(shop)).findings
+    assert (finding.act, finding.after) == (Act.CANCEL, "nothing: its order was opened meanwhile")
+    assert await shop.stock() == {"free": 497, "held": 3, "sold": 0}
+    assert "inventory.release_stock" not in shop.ran("ghost")
+    await shop.checkouts.cancel(shop.tenant, "ghost", CancelOrder())
+    result = await shop.client.get_workflow_handle(order.workflow_id()).result()
+    assert result["status"] == OrderStatus.CANCELLED
+    assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
+    assert await audit_of(shop, settings) == []
