@@ -25,7 +25,7 @@ from everycent.domain.withdrawal import (
 from tests.conftest import NOON
 from tests.database.test_order import Pools, call, opened, placed, wants
 
-WAITS = text("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE :pid = ANY(pg_blocking_pids(pid)))")
+BLOCKERS = text("SELECT pg_blocking_pids(pid) FROM pg_locks WHERE NOT granted")
 
 
 def wish(tenant: str, order_id: str = "o-1", by: str = "sweeper/x") -> WithdrawOrder:
@@ -88,7 +88,7 @@ async def test_who_comes_second_waits_for_the_first_and_adopts_it(
             [won] = await withdrawal.withdraw_order(tx, [wish(tenant)])
             second = asyncio.ensure_future(opened(databases, tenant))
         pid = await tx.scalar(text("SELECT pg_backend_pid()"))
-        while not await tx.scalar(WAITS, {"pid": pid}):
+        while not any(pid in found for found in await tx.scalars(BLOCKERS)):
             assert not second.done(), "it did not wait"
             await asyncio.sleep(0)
     lost = await second
