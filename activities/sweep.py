@@ -1,6 +1,7 @@
 """The sweeper's eyes: it reads each service in a lane of its own, and asks Temporal by id."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,10 @@ from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType, WorkflowExecutionStatus
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkflowExecutionRequest,
+    ListWorkflowExecutionsRequest,
+)
 from temporalio.client import Client, WorkflowHistoryEventFilterType
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -24,6 +28,7 @@ from everycent.domain.sweep_questions import (
     KeyStates,
     Rows,
     Running,
+    RunningPage,
     StandingsOf,
     Unfinished,
     UnfinishedPage,
@@ -99,27 +104,38 @@ class RunSweepActivities:
         return await describe_runs(activity.client(), asked.workflow_ids)
 
     @activity.defn(name="sweep.running")
-    async def running(self, asked: Running) -> WorkflowIds:
+    async def running(self, asked: Running) -> RunningPage:
         """Name orders' runs that have lived for a while; a list, so each is described after it."""
         return await list_running(activity.client(), asked)
 
 
-async def list_running(client: Client, asked: Running) -> WorkflowIds:
-    """Return the workflow ids of checkouts that Temporal lists as running since `before`."""
-    query = (
-        "WorkflowType = 'checkout' AND ExecutionStatus = 'Running'"
-        f" AND StartTime < '{asked.before.isoformat()}'"
-    )
+async def list_running(client: Client, asked: Running) -> RunningPage:
+    """Return workflow ids of checkouts that Temporal lists as begun before then and not closed."""
+    query = f"WorkflowType = 'checkout' AND StartTime < '{asked.before.isoformat()}'"
     prefix = f"checkout/{asked.tenant}/" if asked.tenant else "checkout/"
     try:
-        runs = client.list_workflows(query, limit=asked.limit)
-        return WorkflowIds(
-            workflow_ids=tuple([r.id async for r in runs if r.id.startswith(prefix)])
-        )
+        page = await list_open(client, query, limit=asked.limit, after=asked.after)
     except RPCError as error:
         if error.status is RPCStatusCode.UNIMPLEMENTED:  # The time-skipping server keeps no list.
-            return WorkflowIds(workflow_ids=())
+            return RunningPage(workflow_ids=())
         raise
+    ours = tuple(each for each in page.workflow_ids if each.startswith(prefix))
+    return page.model_copy(update={"workflow_ids": ours})
+
+
+async def list_open(client: Client, query: str, *, limit: int, after: str = "") -> RunningPage:
+    """List runs that are not closed, paused ones too: the SDK's own list cannot read these."""
+    asked = ListWorkflowExecutionsRequest(
+        namespace=client.namespace,
+        page_size=limit,
+        next_page_token=base64.b64decode(after),
+        query=f"CloseTime IS NULL AND {query}" if query else "CloseTime IS NULL",
+    )
+    page = await client.workflow_service.list_workflow_executions(asked, retry=True)
+    return RunningPage(
+        workflow_ids=tuple(each.execution.workflow_id for each in page.executions),
+        next=base64.b64encode(page.next_page_token).decode() or None,
+    )
 
 
 async def describe_runs(client: Client, workflow_ids: Sequence[str]) -> list[RunState]:

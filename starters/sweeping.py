@@ -18,6 +18,7 @@ from everycent.domain.sweep_questions import (
     KeyStates,
     Rows,
     Running,
+    RunningPage,
     StandingsOf,
     Unfinished,
     UnfinishedPage,
@@ -100,5 +101,5 @@ class _ReaderEyes:
     async def runs(self, asked: WorkflowIds) -> list[RunState]:
         return await describe_runs(self._client, asked.workflow_ids)
 
-    async def running(self, asked: Running) -> WorkflowIds:
+    async def running(self, asked: Running) -> RunningPage:
         return await list_running(self._client, asked)

@@ -34,6 +34,7 @@ from everycent.domain.sweep_questions import (
     KeyStates,
     Rows,
     Running,
+    RunningPage,
     StandingsOf,
     Unfinished,
     UnfinishedPage,
@@ -80,7 +81,7 @@ class Eyes(Protocol):
         """Tell how workflows stand, each by its id."""
         ...
 
-    async def running(self, asked: Running) -> WorkflowIds:
+    async def running(self, asked: Running) -> RunningPage:
         """Name orders' runs that have lived for a while."""
         ...
 
@@ -237,14 +238,17 @@ class _Look:
 
     async def _lost_rows(self) -> None:
         """Find runs that have lived for a while and whose order is not written down."""
-        listed = await self._eyes.running(
-            Running(tenant=self._sweep.tenant, before=self._still_since)
-        )
-        xids = {i.partition("/")[2]: i for i in listed.workflow_ids}
-        rowless = [s for s in await self._standings(sorted(xids)) if s.order is None]
-        runs = await self._runs({xids[s.xid] for s in rowless})
-        for standing in rowless:
-            self._note(judge_run(runs[xids[standing.xid]], standing))
+        asked = Running(tenant=self._sweep.tenant, before=self._still_since)
+        while not self._is_too_much:
+            page = await self._eyes.running(asked)
+            xids = {i.partition("/")[2]: i for i in page.workflow_ids}
+            rowless = [s for s in await self._standings(sorted(xids)) if s.order is None]
+            runs = await self._runs({xids[s.xid] for s in rowless})
+            for standing in rowless:
+                self._note(judge_run(runs[xids[standing.xid]], standing))
+            if page.next is None:
+                return
+            asked = asked.model_copy(update={"after": page.next})
 
     def _ids_of(self, xid: str) -> list[str]:
         return [f"{flow}/{xid}" for flow in self._flows]

@@ -48,6 +48,7 @@ with workflow.unsafe.imports_passed_through():
         KeyStates,
         Rows,
         Running,
+        RunningPage,
         StandingsOf,
         Unfinished,
         UnfinishedPage,
@@ -323,7 +324,7 @@ class _WorkerEyes:
     async def runs(self, asked: WorkflowIds) -> list[RunState]:
         return await _ask(RunSweepActivities.runs, asked, SWEEPER)
 
-    async def running(self, asked: Running) -> WorkflowIds:
+    async def running(self, asked: Running) -> RunningPage:
         return await _ask(RunSweepActivities.running, asked, SWEEPER)
 
 

@@ -43,7 +43,8 @@ class Running(Message):
 
     tenant: str | None
     before: AwareDatetime
-    limit: int = 1000
+    after: str = ""  # Where Temporal's next page begins, in its own words.
+    limit: int = PAGE
 
 
 class UnfinishedPage(Message):
@@ -76,6 +77,13 @@ class KeyStates(Message):
     """Keys with the state of their row, `absent` for none."""
 
     states: tuple[tuple[str, str], ...]
+
+
+class RunningPage(Message):
+    """Runs that are not closed, and where the next page begins."""
+
+    workflow_ids: tuple[str, ...]
+    next: str | None = None
 
 
 class WorkflowIds(Message):

@@ -1,19 +1,21 @@
-"""Whether somebody drives an order: its workflow runs in Temporal."""
+"""Whether somebody drives an order: its workflow lives in Temporal, if only paused."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import Client
+
+from activities.sweep import describe_runs, list_open
 
 _FEW = 100
+_PAGE = 1000
 
 
 class Drivers(Protocol):
     """Who can say whether a driver lives."""
 
     async def living(self, workflow_ids: Sequence[str]) -> set[str]:
-        """Return those of the ids that run now."""
+        """Return those of the ids that live now."""
         ...
 
 
@@ -24,21 +26,17 @@ class TemporalDrivers:
         self._client = client
 
     async def living(self, workflow_ids: Sequence[str]) -> set[str]:
-        """Return those of the ids that run now; the list spares most of many questions."""
+        """Return those of the ids that live now; the list spares most of many questions."""
         wanted = set(workflow_ids)
         listed = await self._listed(wanted) if len(wanted) > _FEW else set()
-        described = {i for i in sorted(wanted - listed) if await self._runs(i)}
-        return listed | described
+        runs = await describe_runs(self._client, sorted(wanted - listed))
+        return listed | {run.workflow_id for run in runs if run.lives}
 
     async def _listed(self, wanted: set[str]) -> set[str]:
-        running = self._client.list_workflows("ExecutionStatus = 'Running'", page_size=1000)
-        return {execution.id async for execution in running if execution.id in wanted}
-
-    async def _runs(self, workflow_id: str) -> bool:
-        try:
-            found = await self._client.get_workflow_handle(workflow_id).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return False
-            raise
-        return found.status is WorkflowExecutionStatus.RUNNING
+        found: set[str] = set()
+        after: str | None = ""
+        while after is not None:
+            page = await list_open(self._client, "", limit=_PAGE, after=after)
+            found |= wanted.intersection(page.workflow_ids)
+            after = page.next
+        return found

@@ -95,9 +95,16 @@ async def is_gone(client: Client, order: PlaceOrder) -> bool:
 
 @pytest.fixture(scope="module")
 async def temporal() -> AsyncIterator[WorkflowEnvironment]:
-    """A whole Temporal server: here runs are terminated, deleted and listed."""
+    """A whole Temporal server: here runs are terminated, deleted, paused and listed."""
+    async with temporal_server("frontend.WorkflowPauseEnabled=true") as env:
+        yield env
+
+
+@contextlib.asynccontextmanager
+async def temporal_server(*more: str) -> AsyncIterator[WorkflowEnvironment]:
+    """Run a whole server with `more` dynamic settings than a stack gives its own."""
     attributes = [f"--search-attribute={name}={kind}" for name, kind in SEARCH_ATTRIBUTES.items()]
-    settings = [f"--dynamic-config-value={setting}" for setting in DYNAMIC_CONFIG]
+    settings = [f"--dynamic-config-value={setting}" for setting in (*DYNAMIC_CONFIG, *more)]
     env = await WorkflowEnvironment.start_local(
         dev_server_existing_path=str(Path(sys.executable).with_name("temporal")),
         dev_server_extra_args=[*attributes, *settings],

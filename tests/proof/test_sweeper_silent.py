@@ -8,15 +8,27 @@ import pytest
 from temporalio import activity
 from temporalio.api.enums.v1 import WorkflowExecutionStatus
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.api.workflowservice.v1 import (
+    PauseWorkflowExecutionRequest,
+    UnpauseWorkflowExecutionRequest,
+)
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 
-from activities.sweep import HoldSweepActivities, OrderSweepActivities, status_of
+from activities.sweep import (
+    HoldSweepActivities,
+    OrderSweepActivities,
+    describe_runs,
+    list_open,
+    status_of,
+)
 from everycent.database import points
 from everycent.database.engine import Database
+from everycent.domain.order import CancelOrder, RedirectPayment
 from everycent.domain.points import FreezePoints
 from everycent.domain.sweep import Act, RunState
 from everycent.domain.sweep_questions import HoldPage, Rows, Unfinished, UnfinishedPage
+from everycent.proof.drivers import TemporalDrivers
 from everycent.settings import ServiceName
 from tests.proof.sweeper_site import acts, fill, hold_without_order, sweep, sweeping, temporal
 from tests.workflows.conftest import Shop
@@ -110,6 +122,37 @@ def test_a_run_that_is_paused_lives() -> None:
     }
     assert {status for status, living in lives.items() if living} == {"running", "paused"}
     assert {"unknown", "terminated", "timed_out", "continued_as_new"} <= lives.keys()
+
+
+@pytest.mark.requirement("I8")
+async def test_an_order_whose_run_is_paused_has_its_owner(shop: Shop) -> None:
+    """Asked about one, and about so many that a list is asked first.
+
+    Red when: a paused run is not described or not listed: the audit fails, or its order is taken
+    up a second time.
+    """
+    await fill(shop)
+    order = shop.order(payment=RedirectPayment())
+    await shop.checkouts.place(order)
+    paused = order.workflow_id()
+    asked = {"namespace": shop.client.namespace, "workflow_id": paused, "identity": "ada"}
+    service = shop.client.workflow_service
+    await service.pause_workflow_execution(PauseWorkflowExecutionRequest(**asked, reason="x"))
+    [state] = await describe_runs(shop.client, [paused])
+    assert state.status == "paused"
+    drivers = TemporalDrivers(shop.client)
+    assert await drivers.living([paused, "checkout/nobody"]) == {paused}
+    many = [paused, *(f"checkout/nobody/{n}" for n in range(200))]
+    assert await drivers.living(many) == {paused}
+
+    async def listed() -> bool:
+        query = f"WorkflowId = '{paused}'"
+        return paused in (await list_open(shop.client, query, limit=10)).workflow_ids
+
+    await shop.until(listed)
+    assert (await sweep(shop)).findings == ()
+    await service.unpause_workflow_execution(UnpauseWorkflowExecutionRequest(**asked, reason="x"))
+    await shop.checkouts.cancel(shop.tenant, "o-1", CancelOrder())
 
 
 async def _points_without_order(shop: Shop) -> None:
