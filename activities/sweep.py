@@ -4,6 +4,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio import activity
@@ -162,7 +163,8 @@ async def _describe(client: Client, workflow_id: str) -> RunState:
     how = ""
     if status == "terminated":
         how = await _how_it_ended(client, workflow_id, run.execution.run_id)
-    return RunState(workflow_id=workflow_id, status=status, ended_how=how)
+    started_at = run.start_time.ToDatetime(UTC)
+    return RunState(workflow_id=workflow_id, status=status, ended_how=how, started_at=started_at)
 
 
 def status_of(run: WorkflowExecutionInfo) -> str:

@@ -66,6 +66,19 @@ class RetentionSettings(BaseModel):
     repair_days: int = Field(default=90, ge=1)
 
 
+class SweeperSettings(BaseModel):
+    """When a pass of the sweeper stops itself; the schedule keeps what it was made with.
+
+    `limit` counts repairs, `money_limit_minor` what its undos give back in each currency.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=50, ge=0)
+    money_limit_minor: int = Field(default=1_000_000, ge=0)
+    unknown_limit: int = Field(default=10, ge=1)
+
+
 class Settings(BaseSettings):
     """The settings of one process. `database` holds worker DSNs, `read` and `owner` the others."""
 
@@ -78,6 +91,7 @@ class Settings(BaseSettings):
     provider: ProviderSettings = ProviderSettings()
     pool: PoolSettings = PoolSettings()
     retention: RetentionSettings = RetentionSettings()
+    sweeper: SweeperSettings = SweeperSettings()
     steps: Literal["apart", "together"] = "apart"  # Where new runs have their database steps.
     database: dict[ServiceName, str] = {}
     read: dict[ServiceName, str] = {}

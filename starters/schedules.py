@@ -17,6 +17,7 @@ from temporalio.client import (
 )
 
 from everycent.domain.sweep import Sweep
+from everycent.domain.sweep_pass import Pass
 from starters.sweeping import LONGEST
 from workers.queues import SWEEPER
 from workflows.sweep_orders import SweepOrders
@@ -67,7 +68,7 @@ def _schedule(sweep: Sweep, every: timedelta) -> Schedule:
     return Schedule(
         action=ScheduleActionStartWorkflow(
             SweepOrders.run,
-            sweep,
+            Pass.of(sweep),
             id="sweeper/scheduled",
             task_queue=SWEEPER,
             execution_timeout=LONGEST,

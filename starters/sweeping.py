@@ -11,6 +11,7 @@ from everycent import clock
 from everycent.database import sweep_reads
 from everycent.database.reads import Reader
 from everycent.domain.sweep import HoldService, RunState, Standing, Sweep, SweepReport
+from everycent.domain.sweep_pass import Pass
 from everycent.domain.sweep_questions import (
     HoldPage,
     HoldsOf,
@@ -45,7 +46,7 @@ async def sweep_now(
     try:
         return await client.execute_workflow(
             SweepOrders.run,
-            sweep,
+            Pass.of(sweep),
             id=workflow_id,
             task_queue=queue,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,

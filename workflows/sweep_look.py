@@ -5,6 +5,7 @@ beside any shop (by read-only roles). What looks lost is looked at again before 
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol, TypeVar
@@ -24,9 +25,10 @@ from everycent.domain.sweep import (
     judge_order,
     judge_run,
     judge_unsold,
-    why_stop,
 )
+from everycent.domain.sweep_pass import Progress, too_much, why_stop
 from everycent.domain.sweep_questions import (
+    CURSOR,
     HOLD_SERVICES,
     HoldPage,
     HoldsOf,
@@ -91,112 +93,127 @@ async def look(eyes: Eyes, sweep: Sweep, at: datetime, flows: Sequence[str]) -> 
 
     `flows` names the workflows that may own a hold: `<flow>/<tenant>/<order>`.
     """
-    return await _Look(eyes, sweep, at, flows).report()
+    looking, progress = Look(eyes, sweep, flows), Progress.begin(sweep, at)
+    while not looking.is_over(progress):
+        progress = await looking.at_next_page(progress)
+    return progress.report
 
 
-class _Look:
-    def __init__(self, eyes: Eyes, sweep: Sweep, at: datetime, flows: Sequence[str]) -> None:
+@dataclass
+class _Page:
+    """What one page has shown, and where the next one begins."""
+
+    findings: list[Finding] = field(default_factory=list)
+    next: str | None = None
+    orders: int = 0
+    holds: int = 0
+    newest: list[RunState] = field(default_factory=list)  # The runs of unfinished orders.
+
+
+class Look:
+    """Looks at one page after the other; what it carries from page to page is the progress."""
+
+    def __init__(self, eyes: Eyes, sweep: Sweep, flows: Sequence[str]) -> None:
         self._eyes = eyes
         self._sweep = sweep
-        self._at = at
         self._flows = flows
-        self._still_since = at - timedelta(seconds=sweep.grace_seconds)
-        self._findings: dict[str, Finding] = {}
-        self._orders = 0
-        self._holds = 0
-        self._silent: list[str] = []
-        self._newest: list[RunState] = []  # Of the unfinished orders.
-
-    async def report(self) -> SweepReport:
-        parts: tuple[tuple[str, Callable[[], Awaitable[None]]], ...] = (
+        self._parts: tuple[tuple[str, Callable[[datetime, str], Awaitable[_Page]]], ...] = (
             (_ORDERS, self._lost_orders),
             *((f"holds of {each}", partial(self._open_holds, each)) for each in HOLD_SERVICES),
             ("stock of confirmed orders", self._unsold),
             ("runs without an order row", self._lost_rows),
         )
-        for name, part in parts:
-            await self._try(name, part)
-            if self._silent[:1] and name == _ORDERS:  # By them alone a wrong namespace is known.
-                return self._told(f"nothing can be judged without the {self._silent[0]}")
-            if why := why_stop(self._told(), self._newest, self._sweep):
-                return self._told(why)
-        return self._told()
 
-    async def _try(self, name: str, part: Callable[[], Awaitable[None]]) -> None:
-        """Look at one part; one that stays silent keeps nobody from what the others told."""
+    def is_over(self, progress: Progress) -> bool:
+        """Tell whether everything was looked at, or nothing more may be."""
+        return progress.part >= len(self._parts) or bool(progress.report.stopped)
+
+    async def at_next_page(self, progress: Progress) -> Progress:
+        """Look at the next page; one part that stays silent keeps nobody from the others."""
+        name, part = self._parts[progress.part]
         try:
-            await part()
+            page = await part(progress.at, progress.after)
         except FailureError as error:
             if is_cancelled_exception(error):
                 raise
-            self._silent.append(f"{name}: {error.cause or error}")
-
-    def _told(self, why: str = "") -> SweepReport:
-        return SweepReport(
-            at=self._at,
-            dry_run=self._sweep.dry_run,
-            orders_looked_at=self._orders,
-            holds_looked_at=self._holds,
-            findings=tuple(self._findings.values()),
-            silent=tuple(self._silent),
-            stopped=why,
+            return self._without(progress, f"{name}: {error.cause or error}")
+        report = progress.report
+        further = progress.told(
+            orders_looked_at=report.orders_looked_at + page.orders,
+            holds_looked_at=report.holds_looked_at + page.holds,
         )
+        if page.next is None:
+            further = further.model_copy(update={"part": progress.part + 1, "after": ""})
+        else:
+            further = further.model_copy(update={"after": page.next})
+        if progress.repairing:  # Each counts when it is seen to.
+            return further.model_copy(update={"todo": tuple(page.findings)})
+        return self._counted(further, page)
 
-    def _note(self, finding: Finding | None) -> None:
-        if finding is not None:  # A hold may look wrong in two ways; the first one counts.
-            self._findings.setdefault(finding.key, finding)
+    def _counted(self, progress: Progress, page: _Page) -> Progress:
+        tally = progress.tally.plus(page.findings, page.newest)
+        further = progress.adding(*page.findings).model_copy(update={"tally": tally})
+        # A wrong namespace is known by all unfinished orders, not by a page of them.
+        whole = progress.part > 0
+        why = why_stop(tally, self._sweep) if whole else too_much(tally, self._sweep)
+        return further.stopped(why) if why else further
 
-    @property
-    def _is_too_much(self) -> bool:
-        return len(self._told().acts) > self._sweep.limit
+    def _without(self, progress: Progress, silent: str) -> Progress:
+        told = progress.told(silent=(*progress.report.silent, silent))
+        if progress.part == 0:  # By the unfinished orders alone a wrong namespace is known.
+            return told.stopped(f"nothing can be judged without the {silent}")
+        return told.model_copy(update={"part": progress.part + 1, "after": ""})
 
-    async def _lost_orders(self) -> None:
+    async def _lost_orders(self, at: datetime, after: str) -> _Page:
         """Find unfinished orders that stand still and that no run drives."""
-        asked = Unfinished(tenant=self._sweep.tenant, before=self._still_since)
-        while not self._is_too_much:
-            page = await self._eyes.unfinished(asked)
-            self._orders += len(page.standings)
-            await self._judge_orders(page.standings)
-            if page.next is None:
-                return
-            asked = asked.model_copy(update={"after": page.next})
+        asked = Unfinished(
+            tenant=self._sweep.tenant,
+            before=self._still_since(at),
+            after=CURSOR.validate_json(after) if after else None,
+            limit=min(_FEW, self._sweep.page_rows),
+        )
+        page = await self._eyes.unfinished(asked)
+        shown = await self._judge_orders(page.standings, at)
+        shown.orders = len(page.standings)
+        shown.next = None if page.next is None else CURSOR.dump_json(page.next).decode()
+        return shown
 
-    async def _judge_orders(self, standings: Sequence[Standing]) -> None:
+    async def _judge_orders(self, standings: Sequence[Standing], at: datetime) -> _Page:
         drivers = {s.xid: {s.order.driver, *self._ids_of(s.xid)} for s in standings if s.order}
         runs = await self._runs({each for ids in drivers.values() for each in ids})
-        self._newest += [runs[s.order.driver] for s in standings if s.order]
         mine = {xid: {i: runs[i] for i in ids} for xid, ids in drivers.items()}
 
         def judged(standing: Standing) -> Finding | None:
-            return judge_order(standing, mine[standing.xid], self._sweep, self._at)
+            return judge_order(standing, mine[standing.xid], self._sweep, at)
 
         lost = [s.xid for s in standings if judged(s) is not None]
-        for standing in await self._standings(lost):  # It may have ended while we looked.
-            self._note(judged(standing) if standing.order else None)
+        again = await self._standings(lost)  # It may have ended while we looked.
+        return _Page(
+            findings=[found for s in again if s.order and (found := judged(s))],
+            newest=[runs[s.order.driver] for s in standings if s.order],
+        )
 
-    async def _open_holds(self, service: HoldService) -> None:
+    async def _open_holds(self, service: HoldService, at: datetime, after: str) -> _Page:
         """Find holds of closed orders and of none, and money that nobody may keep."""
-        asked = Rows(tenant=self._sweep.tenant)
-        while not self._is_too_much:
-            page = await self._eyes.holds(service, asked)
-            self._holds += page.looked_at
-            kept = await self._kept_by_strangers(service, page.kept)
-            await self._judge_holds(service, (*page.holds, *kept))
-            if page.next is None:
-                return
-            asked = asked.model_copy(update={"after": page.next})
+        page = await self._eyes.holds(service, self._rows(after))
+        kept = await self._kept_by_strangers(service, page.kept)
+        findings = await self._judge_holds(service, (*page.holds, *kept), at)
+        return _Page(findings, page.next, holds=page.looked_at)
 
-    async def _judge_holds(self, service: HoldService, holds: Sequence[Hold]) -> None:
+    async def _judge_holds(
+        self, service: HoldService, holds: Sequence[Hold], at: datetime
+    ) -> list[Finding]:
         standings = {s.xid: s for s in await self._standings(sorted({hold.xid for hold in holds}))}
         orphans = sorted(xid for xid, standing in standings.items() if standing.order is None)
         runs = await self._runs({i for xid in orphans for i in self._ids_of(xid)})
-        found = {
-            hold.key: finding
-            for hold in holds
-            if (finding := self._judge_hold(hold, standings[hold.xid], runs))
-        }
-        for hold in await self._holds_of(service, sorted(found)):  # It may have ended meanwhile.
-            self._note(self._judge_hold(hold, standings[hold.xid], runs))
+
+        def judged(hold: Hold) -> Finding | None:
+            owners = [runs[i] for i in self._ids_of(hold.xid) if i in runs]
+            return judge_hold(hold, standings[hold.xid], owners, self._sweep, at)
+
+        found = sorted(hold.key for hold in holds if judged(hold))
+        again = await self._holds_of(service, found)  # It may have ended meanwhile.
+        return [finding for hold in again if (finding := judged(hold))]
 
     async def _kept_by_strangers(self, service: HoldService, kept: Sequence[str]) -> list[Hold]:
         """Look at the money that was taken, of those orders that may keep none."""
@@ -213,42 +230,39 @@ class _Look:
             for hold in (await self._eyes.holds_of(service, HoldsOf(keys=tuple(some)))).holds
         ]
 
-    def _judge_hold(
-        self, hold: Hold, standing: Standing, runs: dict[str, RunState]
-    ) -> Finding | None:
-        owners = [runs[i] for i in self._ids_of(hold.xid) if i in runs]
-        return judge_hold(hold, standing, owners, self._sweep, self._at)
-
-    async def _unsold(self) -> None:
+    async def _unsold(self, _at: datetime, after: str) -> _Page:
         """Find confirmed orders whose stock is not sold: paid, and not deducted."""
-        asked = Rows(tenant=self._sweep.tenant)
-        while not self._is_too_much:
-            page = await self._eyes.confirmed_orders(asked)
-            if page.keys:
-                states = (await self._eyes.unsold(StandingsOf(xids=page.keys))).states
-                # One that is still TRIED was, or will be, found as an open hold.
-                lost = {key: state for key, state in states if state != "TRIED"}
-                xids = sorted(key.removesuffix("/reserve") for key in lost)
-                for standing in await self._standings(xids):
-                    key = f"{standing.xid}/reserve"
-                    self._note(judge_unsold(key, lost[key], standing))
-            if page.next is None:
-                return
-            asked = asked.model_copy(update={"after": page.next})
+        page = await self._eyes.confirmed_orders(self._rows(after))
+        if not page.keys:
+            return _Page(next=page.next)
+        states = (await self._eyes.unsold(StandingsOf(xids=page.keys))).states
+        # One that is still TRIED was, or will be, found as an open hold.
+        lost = {key: state for key, state in states if state != "TRIED"}
+        standings = await self._standings(sorted(key.removesuffix("/reserve") for key in lost))
+        keyed = ((f"{standing.xid}/reserve", standing) for standing in standings)
+        return _Page([judge_unsold(key, lost[key], each) for key, each in keyed], page.next)
 
-    async def _lost_rows(self) -> None:
+    async def _lost_rows(self, at: datetime, after: str) -> _Page:
         """Find runs that have lived for a while and whose order is not written down."""
-        asked = Running(tenant=self._sweep.tenant, before=self._still_since)
-        while not self._is_too_much:
-            page = await self._eyes.running(asked)
-            xids = {i.partition("/")[2]: i for i in page.workflow_ids}
-            rowless = [s for s in await self._standings(sorted(xids)) if s.order is None]
-            runs = await self._runs({xids[s.xid] for s in rowless})
-            for standing in rowless:
-                self._note(judge_run(runs[xids[standing.xid]], standing))
-            if page.next is None:
-                return
-            asked = asked.model_copy(update={"after": page.next})
+        page = await self._eyes.running(
+            Running(
+                tenant=self._sweep.tenant,
+                before=self._still_since(at),
+                after=after,
+                limit=self._sweep.page_rows,
+            )
+        )
+        xids = {i.partition("/")[2]: i for i in page.workflow_ids}
+        rowless = [s for s in await self._standings(sorted(xids)) if s.order is None]
+        runs = await self._runs({xids[s.xid] for s in rowless})
+        judged = (judge_run(runs[xids[s.xid]], s, self._sweep, at) for s in rowless)
+        return _Page([finding for finding in judged if finding], page.next)
+
+    def _rows(self, after: str) -> Rows:
+        return Rows(tenant=self._sweep.tenant, after=after, limit=self._sweep.page_rows)
+
+    def _still_since(self, at: datetime) -> datetime:
+        return at - timedelta(seconds=self._sweep.grace_seconds)
 
     def _ids_of(self, xid: str) -> list[str]:
         return [f"{flow}/{xid}" for flow in self._flows]

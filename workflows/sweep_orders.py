@@ -36,11 +36,10 @@ with workflow.unsafe.imports_passed_through():
         HoldService,
         RunState,
         Standing,
-        Sweep,
         SweepReport,
         judge_hold,
-        shortened,
     )
+    from everycent.domain.sweep_pass import Pass, Progress, too_much
     from everycent.domain.sweep_questions import (
         HoldPage,
         HoldsOf,
@@ -61,7 +60,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.checkout import Checkout
     from workflows.options import DATABASE_STEP, PROVIDER_STEP, StepOptions
     from workflows.place import TOGETHER_MEMO
-    from workflows.sweep_look import look
+    from workflows.sweep_look import Look
     from workflows.telling import summary
 
 A = TypeVar("A")
@@ -79,34 +78,60 @@ class SweepOrders:
     """One pass of the sweeper."""
 
     @workflow.init
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Pass) -> None:
         self._sweep = sweep
         self._together = sweep.together
+        self._progress = sweep.progress or Progress.begin(sweep, workflow.now())
 
     @workflow.run
-    async def run(self, sweep: Sweep) -> SweepReport:
+    async def run(self, sweep: Pass) -> SweepReport:
         """Look, and repair unless it is too much or a dry run; answer what was found and done."""
-        report = await look(_WorkerEyes(), sweep, workflow.now(), FLOW_NAMES)
+        looking = Look(_WorkerEyes(), sweep, FLOW_NAMES)
+        await self._to_the_end(looking)
+        first = self._progress
+        if not (sweep.dry_run or first.repairing or first.report.stopped):
+            if first.tally.acts:
+                self._progress = first.again()
+                await self._to_the_end(looking)
+            else:
+                for finding in first.report.findings:
+                    _tell(finding)
+        return self._told(self._progress.report)
+
+    async def _to_the_end(self, looking: Look) -> None:
+        """Look at page after page and see to what a page has shown; in a new run if need be."""
+        while self._progress.todo or not looking.is_over(self._progress):
+            if self._progress.todo:
+                self._progress = await self._after_the_first(self._progress)
+            else:
+                self._progress = await looking.at_next_page(self._progress)
+            if workflow.info().is_continue_as_new_suggested():
+                workflow.continue_as_new(
+                    self._sweep.model_copy(update={"progress": self._progress})
+                )
+
+    async def _after_the_first(self, progress: Progress) -> Progress:
+        """See to the first of what is to do, unless that is more than a pass may do."""
+        finding, *rest = progress.todo
+        tally = progress.tally.plus([finding])
+        if why := too_much(tally, self._sweep):
+            return progress.stopped(why)
+        done = await self._see_to(finding)
+        left = {"tally": tally, "todo": tuple(rest)}
+        return progress.adding(done).model_copy(update=left)
+
+    def _told(self, report: SweepReport) -> SweepReport:
         for part in report.silent:
             workflow.logger.error("the sweeper could not look at the %s", part)
             _count("everycent_sweeper_silent", "Parts that a pass could not look at.")
         if report.stopped:
             workflow.logger.error("the sweeper has stopped itself: %s", report.stopped)
             _count("everycent_sweeper_stopped", "Passes that stopped themselves.")
-        if report.stopped or sweep.dry_run:
-            return shortened(report)
-        done = [await self._see_to(finding) for finding in report.findings]
-        return shortened(report.model_copy(update={"findings": tuple(done)}))
+        return report
 
     async def _see_to(self, finding: Finding) -> Finding:
         """Do what helps, and write down what was found before and what came of it after."""
-        _count(
-            "everycent_sweeper_findings",
-            "What the sweeper has found, and what it did about it.",
-            kind=finding.kind,
-            act=finding.act.value,
-        )
-        workflow.logger.warning("%s %s: %s", finding.act, finding.key, finding.before)
+        _tell(finding)
         if finding.act is Act.NONE:
             return finding
         try:
@@ -252,6 +277,16 @@ def _cause(error: Exception) -> object:
 
 def _after(finding: Finding, after: str) -> Finding:
     return finding.model_copy(update={"after": after})
+
+
+def _tell(finding: Finding) -> None:
+    _count(
+        "everycent_sweeper_findings",
+        "What the sweeper has found, and what it did about it.",
+        kind=finding.kind,
+        act=finding.act.value,
+    )
+    workflow.logger.warning("%s %s: %s", finding.act, finding.key, finding.before)
 
 
 def _count(name: str, what: str, **labels: str) -> None:

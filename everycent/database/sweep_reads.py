@@ -19,15 +19,16 @@ from everycent.domain.sweep_questions import (
     UnfinishedPage,
 )
 
-_TABLES: dict[HoldService, tuple[str, str]] = {  # The table, and how much money its row keeps.
-    "inventory": ("reservation", "0"),
-    "payment": ("payment", "captured_minor - refunded_minor"),
-    "account": ("balance_hold", "0"),
-    "points": ("points_hold", "0"),
+# The table, how much money its row keeps, and what its Cancel gives back.
+_TABLES: dict[HoldService, tuple[str, str, str, str]] = {
+    "inventory": ("reservation", "0", "0", "''"),
+    "payment": ("payment", "captured_minor - refunded_minor", "amount_minor", "currency"),
+    "account": ("balance_hold", "0", "amount_minor", "currency"),
+    "points": ("points_hold", "0", "points", "'points'"),
 }
 _FACTS = (
     "o.tenant || '/' || o.order_id AS xid, o.decision, o.status, o.attempt, o.waits_for, o.driver,"
-    " o.moved_at, o.window_ends_at"
+    " o.moved_at, o.window_ends_at, o.total_minor, o.currency"
 )
 _REQUEST = ", CASE WHEN o.result IS NULL THEN o.request END AS request"
 _CASES = (
@@ -162,10 +163,11 @@ async def unsold(tx: AsyncConnection, asked: StandingsOf) -> KeyStates:
 
 
 def _hold(service: HoldService) -> str:
-    table, kept = _TABLES[service]
+    table, kept, amount, currency = _TABLES[service]
     return (
         "SELECT key, state, CAST(opened_on AS text) AS opened_on, tried_at,"
-        f" {kept} AS kept_minor FROM {table}"
+        f" {kept} AS kept_minor, coalesce({amount}, 0) AS amount_minor,"
+        f" coalesce({currency}, '') AS currency FROM {table}"
     )
 
 

@@ -5,7 +5,7 @@ new run, which decides in the row before it undoes; the hold of a closed order i
 cancelled as its decision says; what neither helps becomes a case.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
@@ -15,13 +15,18 @@ from pydantic import AwareDatetime, Field
 from everycent.domain.message import Message, Told, order_of
 from everycent.domain.order import Decision, OrderStatus, PlaceOrder, WaitsFor
 
+ROWLESS = "run without an order row"
 ORPHAN = "hold without an order"  # Its id is withdrawn before it is given back.
-MOST_DONE, MOST_TOLD = 300, 200  # Findings in a report: with and without an act about them.
+PAGE = 1000  # Rows looked at per question: half a megabyte at most, Temporal carries two.
 HoldService = Literal["inventory", "payment", "account", "points"]
 
 
 class Sweep(Message):
-    """What one pass is to do. `limit` is how many repairs it may make before it stops (I22)."""
+    """What one pass is to do.
+
+    `limit` is how many repairs it may make, and `money_limit_minor` how much its undos may give
+    back in each currency, before it stops and leaves the rest to be approved (I22).
+    """
 
     tenant: str | None = None
     dry_run: bool = False
@@ -30,8 +35,10 @@ class Sweep(Message):
     hold_grace_seconds: int = Field(default=3600, ge=0)  # The same for a hold without an order.
     stuck_seconds: int = Field(default=900, ge=0)  # So long after its time a live order is told.
     limit: int = Field(default=50, ge=0)
+    money_limit_minor: int = Field(default=1_000_000, ge=0)
     unknown_limit: int = Field(default=10, ge=1)  # So many orders of which Temporal knows none.
     max_failures: int = Field(default=5, ge=1)  # So many repairs of one thing, then a person's.
+    page_rows: int = Field(default=PAGE, ge=1, le=PAGE)
 
 
 class OrderFacts(Message):
@@ -44,6 +51,8 @@ class OrderFacts(Message):
     driver: str
     moved_at: AwareDatetime
     window_ends_at: AwareDatetime
+    total_minor: int | None = None  # Of an id that was withdrawn nothing is known.
+    currency: str | None = None
     request: PlaceOrder | None = None  # Of an unfinished order, if it was asked for.
 
 
@@ -78,6 +87,8 @@ class Hold(Message):
     opened_on: str  # An ISO date: which every request about the key carries.
     tried_at: AwareDatetime | None = None
     kept_minor: int = 0  # Captured and not refunded.
+    amount_minor: int = 0  # What a Cancel gives back; points are a currency of their own.
+    currency: str = ""
 
     @property
     def xid(self) -> str:
@@ -91,6 +102,7 @@ class RunState(Message):
     workflow_id: str
     status: str = "unknown"
     ended_how: Told = ""
+    started_at: AwareDatetime | None = None
 
     @property
     def lives(self) -> bool:
@@ -119,6 +131,8 @@ class Finding(Message):
     after: Told = ""
     repaired: bool = False
     hold: Hold | None = None
+    back_minor: int = 0  # What the act gives back to the customer, or may.
+    currency: str = ""
 
     @property
     def case_key(self) -> str:
@@ -172,7 +186,8 @@ def judge_order(
     run = runs.get(order.driver) or RunState(workflow_id=order.driver)
     case = standing.case(f"{standing.xid}/sweeper")
     act = _once_more(Act.TAKE_UP, case, sweep.max_failures)
-    return _order_finding(standing, "order without a live run", run, act)
+    finding = _order_finding(standing, "order without a live run", run, act)
+    return _giving_back(finding, order.total_minor, order.currency) if _ends(order, at) else finding
 
 
 def judge_hold(
@@ -194,12 +209,21 @@ def judge_hold(
     return _hold_finding(hold, standing, "open hold of a closed order", told, act, tries)
 
 
-def judge_run(run: RunState, standing: Standing) -> Finding | None:
-    """Judge a run that has lived for a while by whether its order is written down."""
+def judge_run(run: RunState, standing: Standing, sweep: Sweep, at: datetime) -> Finding | None:
+    """Judge a run that has lived for a while by whether its order is written down.
+
+    It may still be opening it; after `stuck_seconds` the row must have been lost, which no act of
+    ours repairs: the run would go on by what it remembers.
+    """
     if standing.order is not None or not run.lives:
         return None
     xid, before = standing.xid, f"{run.workflow_id} runs, no order row"
-    return Finding(kind="run without an order row", xid=xid, key=xid, before=before, act=Act.NONE)
+    began = run.started_at or at
+    finding = Finding(kind=ROWLESS, xid=xid, key=xid, before=before, act=Act.NONE)
+    if began + timedelta(seconds=sweep.stuck_seconds) > at:
+        return finding
+    act = _once_more(Act.CASE, standing.case(finding.case_key), 1)
+    return finding.model_copy(update={"act": act})
 
 
 def judge_unsold(key: str, state: str, standing: Standing) -> Finding:
@@ -209,31 +233,18 @@ def judge_unsold(key: str, state: str, standing: Standing) -> Finding:
     return _hold_finding(hold, standing, "paid, not deducted", told, Act.CASE)
 
 
-def why_stop(report: SweepReport, runs: Sequence[RunState], sweep: Sweep) -> str:
-    """Return why a pass must repair nothing, or an empty text.
-
-    Many repairs at once are no repair: this namespace, or this Temporal's store, is not the one
-    that the orders were placed in. `runs` are the newest runs of the unfinished orders.
-    """
-    if len(report.acts) > sweep.limit:
-        return f"there is more to repair than the limit of {sweep.limit}: {_WRONG}"
-    unknown = [run for run in runs if run.status == "unknown"]
-    if len(unknown) >= sweep.unknown_limit and len(unknown) == len(runs):
-        return f"Temporal knows none of {len(unknown)} unfinished orders: {_WRONG}"
-    return ""
+def _ends(order: OrderFacts, at: datetime) -> bool:
+    """Tell whether a run that takes the order up now undoes it."""
+    if order.decision is Decision.OPEN:
+        return order.window_ends_at <= at
+    return order.decision is Decision.ABORTING
 
 
-def shortened(report: SweepReport) -> SweepReport:
-    """Return a report that Temporal can carry: what is repaired is left out first, and counted."""
-    done = sorted(report.acts, key=lambda finding: finding.repaired)[:MOST_DONE]
-    told = [finding for finding in report.findings if finding.act is Act.NONE][:MOST_TOLD]
-    kept = {finding.key for finding in (*done, *told)}
-    findings = tuple(finding for finding in report.findings if finding.key in kept)
-    left_out = len(report.findings) - len(findings)
-    return report.model_copy(update={"findings": findings, "unlisted": report.unlisted + left_out})
-
-
-_WRONG = "is this the shop's namespace, and has its store not been set back?"
+def _giving_back(finding: Finding, minor: int | None, currency: str | None) -> Finding:
+    """Note what the act may give back to the customer, unless it is none that undoes."""
+    if finding.act not in (Act.TAKE_UP, Act.CANCEL) or not minor or not currency:
+        return finding
+    return finding.model_copy(update={"back_minor": minor, "currency": currency})
 
 
 def _is_fresh(order: OrderFacts, sweep: Sweep, at: datetime) -> bool:
@@ -244,11 +255,13 @@ def _is_stuck(order: OrderFacts, sweep: Sweep, at: datetime) -> str:
     """Say how an order with a live run is stuck, if it is; a parked one has its case already."""
     if order.waits_for is WaitsFor.REPAIR:
         return ""
-    if order.decision is Decision.OPEN:
-        kind, since = "open order past its window", order.window_ends_at
-    else:
-        kind, since = "decided order that does not move", order.moved_at
-    return kind if since + timedelta(seconds=sweep.stuck_seconds) < at else ""
+    late = timedelta(seconds=sweep.stuck_seconds)
+    if order.decision is Decision.OPEN and order.window_ends_at + late < at:
+        return "open order past its window"
+    if order.waits_for is WaitsFor.PAYMENT or order.moved_at + late >= at:
+        return ""  # It moves, or its customer has time left.
+    decided = order.decision is not Decision.OPEN
+    return f"{'decided' if decided else 'open'} order that does not move"
 
 
 def _once_more(act: Act, case: SweeperCase | None, tries: int) -> Act:
@@ -278,7 +291,7 @@ def _judge_orphan(
     live = next((run for run in runs if run.lives), None)
     if live is not None:  # It opens its order first: the row has been lost, and a run goes on.
         told = f"{hold.kind} {hold.state}, no order row, and {live.workflow_id} runs"
-        return _hold_finding(hold, standing, "run without an order row", told, Act.CASE)
+        return _hold_finding(hold, standing, ROWLESS, told, Act.CASE)
     if hold.state == "TRIED":
         told = f"{hold.kind} TRIED, no order row, no run"
         tries = sweep.max_failures
@@ -312,4 +325,5 @@ def _hold_finding(
 ) -> Finding:
     finding = Finding(kind=kind, xid=hold.xid, key=hold.key, before=before, act=act, hold=hold)
     act = _once_more(act, standing.case(finding.case_key), tries)
-    return finding.model_copy(update={"act": act})
+    finding = finding.model_copy(update={"act": act})
+    return _giving_back(finding, hold.amount_minor, hold.currency)

@@ -1,11 +1,11 @@
 """What the sweeper asks the services, page by page; each question carries its time."""
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, TypeAdapter
 
 from everycent.domain.message import Message
-from everycent.domain.sweep import Hold, HoldService, Standing
+from everycent.domain.sweep import PAGE, Hold, HoldService, Standing
 
-PAGE = 1000  # Rows looked at per question: half a megabyte at most, Temporal carries two.
+CURSOR: TypeAdapter[tuple[AwareDatetime, str]] = TypeAdapter(tuple[AwareDatetime, str])
 
 
 class Unfinished(Message):

@@ -174,7 +174,7 @@ async def _work(name: str, data_dir: Path) -> None:
         from starters.client import connect
         from starters.schedules import install_sweeper
 
-        sweep = Sweep(together=known == "together")
+        sweep = Sweep(together=known == "together", **settings.sweeper.model_dump())
         await install_sweeper(await connect(settings), sweep, keep=True)
     await run_worker(known, settings)
 

@@ -50,11 +50,16 @@ def sweeper(
         int, typer.Option(min=0, help="Seconds after its time until a live order is told of.")
     ] = 900,
     limit: Annotated[
-        int, typer.Option(min=0, help="Stop, and repair nothing, if there is more to do.")
-    ] = 50,
+        int | None, typer.Option(min=0, help="Stop, and repair nothing, if there is more to do.")
+    ] = None,
+    money_limit: Annotated[
+        int | None,
+        typer.Option(min=0, help="The same for minor units that would go back, in each currency."),
+    ] = None,
     unknown_limit: Annotated[
-        int, typer.Option(min=1, help="Stop if Temporal knows none of so many unfinished orders.")
-    ] = 10,
+        int | None,
+        typer.Option(min=1, help="Stop if Temporal knows none of so many unfinished orders."),
+    ] = None,
     tenant: Annotated[str | None, typer.Option(help="Only this shop.", show_default="all")] = None,
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -66,10 +71,15 @@ def sweeper(
     """
     with one_line_errors():
         from everycent.domain.sweep import Sweep
+        from everycent.settings import load
 
+        limits = {
+            "limit": limit, "money_limit_minor": money_limit, "unknown_limit": unknown_limit,
+        }  # fmt: skip
+        told = {name: value for name, value in limits.items() if value is not None}
         sweep = Sweep(
             tenant=tenant, dry_run=dry_run, grace_seconds=grace, hold_grace_seconds=hold_grace,
-            stuck_seconds=stuck, limit=limit, unknown_limit=unknown_limit,
+            stuck_seconds=stuck, **{**load(data_dir, "reader").sweeper.model_dump(), **told},
         )  # fmt: skip
     if every is not None:
         run(_schedule(sweep, every, data_dir))
@@ -83,7 +93,9 @@ def sweeper(
     else:
         _print(report)
     if report.stopped:
-        say(f"error: the sweeper has repaired nothing: {report.stopped}")
+        some = any(each.repaired for each in report.findings)
+        how = "stopped itself before it was done" if some else "repaired nothing"
+        say(f"error: the sweeper has {how}: {report.stopped}")
     for each in report.silent:
         say(f"error: not looked at: {each}")
     if report.stopped or report.left:

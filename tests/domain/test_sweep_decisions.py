@@ -7,8 +7,6 @@ import pytest
 
 from everycent.domain.order import Decision, OrderStatus, WaitsFor
 from everycent.domain.sweep import (
-    MOST_DONE,
-    MOST_TOLD,
     Act,
     Finding,
     Hold,
@@ -22,10 +20,7 @@ from everycent.domain.sweep import (
     judge_order,
     judge_run,
     judge_unsold,
-    shortened,
-    why_stop,
 )
-from everycent.domain.sweep_questions import PAGE, HoldPage
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 SWEEP = Sweep()
@@ -89,7 +84,8 @@ def test_an_order_without_a_live_run_is_taken_up_and_told_as_it_was() -> None:
         (order(COMMITTED), DEAD),
         (order(ABORTED), DEAD),
         (order(moved_at=ago(119)), DEAD),
-        (order(window_ends_at=ago(900)), LIVE),
+        (order(window_ends_at=ago(900), moved_at=ago(900)), LIVE),
+        (order(window_ends_at=ago(900), waits_for=WaitsFor.PAYMENT), LIVE),
         (order(COMMITTING, moved_at=ago(900)), LIVE),
         (order(waits_for=WaitsFor.REPAIR), LIVE),
         (order(COMMITTING, waits_for=WaitsFor.REPAIR), LIVE),
@@ -109,7 +105,13 @@ def test_a_grace_that_is_over_is_over() -> None:
     ("facts", "kind"),
     [
         (order(window_ends_at=ago(901)), "open order past its window"),
+        (order(window_ends_at=ago(901), waits_for=WaitsFor.PAYMENT), "open order past its window"),
+        (order(window_ends_at=ago(-9), moved_at=ago(901)), "open order that does not move"),
         (order(COMMITTING, moved_at=ago(901)), "decided order that does not move"),
+        (
+            order(COMMITTING, moved_at=ago(901), window_ends_at=ago(-9)),
+            "decided order that does not move",
+        ),
     ],
 )
 def test_a_live_order_that_is_stuck_is_told_and_not_touched(facts: OrderFacts, kind: str) -> None:
@@ -271,14 +273,76 @@ def test_a_reservation_that_a_paid_order_lost_becomes_a_case() -> None:
 # -- runs and passes
 
 
-def test_a_run_whose_order_was_lost_is_told() -> None:
-    assert judge_run(LIVE, standing()) == Finding(
-        kind="run without an order row", xid=XID, key=XID, act=Act.NONE,
+def began(seconds: float, status: str = "running") -> RunState:
+    return RunState(workflow_id="w", status=status, started_at=ago(seconds))
+
+
+@pytest.mark.parametrize(
+    ("run", "cases", "act"),
+    [
+        (LIVE, (), Act.NONE),
+        (began(899), (), Act.NONE),
+        (began(900), (), Act.CASE),
+        (began(900, "paused"), (), Act.CASE),
+        (began(900), (case(),), Act.NONE),
+        (began(900), (case(is_open=False),), Act.CASE),
+        (began(900), (case(f"{XID}/reserve/sweeper"),), Act.CASE),
+    ],
+)
+def test_a_run_whose_order_was_lost_is_told_and_becomes_a_case_when_it_stays_so(
+    run: RunState, cases: tuple[SweeperCase, ...], act: Act
+) -> None:
+    assert judge_run(run, standing(None, *cases), SWEEP, NOON) == Finding(
+        kind="run without an order row", xid=XID, key=XID, act=act,
         before="w runs, no order row",
     )  # fmt: skip
-    assert judge_run(LIVE, standing(order())) is None
-    assert judge_run(DEAD, standing()) is None
-    assert judge_run(DEAD, standing(order())) is None
+
+
+def test_a_run_whose_order_is_there_or_that_has_ended_is_well() -> None:
+    for run, facts in ((began(900), order()), (DEAD, None), (DEAD, order())):
+        assert judge_run(run, standing(facts), SWEEP, NOON) is None
+
+
+# -- what an act gives back
+
+
+@pytest.mark.parametrize(
+    ("facts", "back"),
+    [
+        (order(Decision.ABORTING), (2933, "EUR")),
+        (order(window_ends_at=NOON), (2933, "EUR")),
+        (order(window_ends_at=ago(-1)), (0, "")),
+        (order(COMMITTING), (0, "")),
+    ],
+)
+def test_an_order_that_is_taken_up_to_be_undone_gives_its_total_back(
+    facts: OrderFacts, back: tuple[int, str]
+) -> None:
+    priced = facts.model_copy(update={"total_minor": 2933, "currency": "EUR"})
+    found = of_order(priced, DEAD)
+    assert found is not None
+    assert (found.act, found.back_minor, found.currency) == (Act.TAKE_UP, *back)
+    told = of_order(priced.model_copy(update={"moved_at": ago(901)}), LIVE)
+    assert told is None or told.back_minor == 0
+    given_up = of_order(priced, DEAD, case(attempts=9))
+    assert given_up is not None
+    assert (given_up.act, given_up.back_minor) == (Act.NONE, 0)
+
+
+def test_a_hold_that_is_cancelled_gives_its_amount_back_and_no_other_does() -> None:
+    row = hold("balance_hold", "pay/first", amount_minor=500, currency="EUR")
+    seen = {
+        found.act: (found.back_minor, found.currency)
+        for facts in (REJECTED, CONFIRMED, REFUNDED, None)
+        if (found := of_hold(row, facts))
+    }
+    assert seen == {Act.CANCEL: (500, "EUR"), Act.CONFIRM: (0, ""), Act.CASE: (0, "")}
+    nothing = of_hold(hold(), REJECTED)
+    assert nothing is not None
+    assert (nothing.back_minor, nothing.currency) == (0, "")
+
+
+# -- reports
 
 
 def finding(act: Act, *, repaired: bool = False) -> Finding:
@@ -296,43 +360,3 @@ def test_a_report_tells_what_is_done_and_what_is_left() -> None:
     assert report(done, open_one).left == (open_one,)
     left = {f.act for f in report(*each, dry_run=True).left}
     assert left == {Act.NONE, Act.CASE}
-
-
-def test_a_long_report_keeps_what_is_left_for_people_and_counts_the_rest() -> None:
-    told = [finding(Act.NONE).model_copy(update={"key": f"n-{n}"}) for n in range(MOST_TOLD + 3)]
-    done = [
-        finding(Act.CANCEL, repaired=True).model_copy(update={"key": f"d-{n}"})
-        for n in range(MOST_DONE + 4)
-    ]
-    case = finding(Act.CASE)
-    short = shortened(report(*told, *done, case))
-    assert short.findings == (*told[:MOST_TOLD], *done[: MOST_DONE - 1], case)
-    assert short.unlisted == 3 + 4 + 1
-    assert shortened(short) == short
-    assert shortened(report(*told[:3], case)) == report(*told[:3], case)
-
-
-def test_a_page_of_the_longest_keys_stays_far_below_what_temporal_carries() -> None:
-    row = hold(
-        "balance_hold", "x" * (300 - len(f"{XID}/")), kept_minor=10**15, state="CONFIRMED",
-        tried_at=ago(0.000001),
-    )  # fmt: skip
-    page = HoldPage(holds=(row,) * PAGE, looked_at=PAGE, next=row.key)
-    assert len(row.key) == 300
-    assert len(page.model_dump_json()) < 550_000
-
-
-def test_a_pass_with_too_much_to_repair_repairs_nothing() -> None:
-    sweep = Sweep(limit=2)
-    few = report(finding(Act.CANCEL), finding(Act.CANCEL), finding(Act.NONE))
-    assert why_stop(few, [], sweep) == ""
-    many = report(*few.findings, finding(Act.CASE))
-    assert "the limit of 2" in why_stop(many, [], sweep)
-
-
-def test_a_pass_beside_a_temporal_that_knows_no_order_repairs_nothing() -> None:
-    sweep, unknown = Sweep(unknown_limit=2), RunState(workflow_id="w")
-    assert "none of 2 unfinished orders" in why_stop(report(), [unknown] * 2, sweep)
-    assert why_stop(report(), [unknown], sweep) == ""
-    assert why_stop(report(), [unknown, unknown, DEAD], sweep) == ""
-    assert why_stop(report(), [], sweep) == ""

@@ -264,6 +264,37 @@ async def test_an_order_that_hangs_under_a_live_run_is_listed(
     assert (await sweep(shop, stuck_seconds=0)).findings == ()
 
 
+@pytest.mark.requirement("T19")
+@pytest.mark.parametrize("step", ["inventory.reserve_stock", "payment.authorise"])
+async def test_a_step_that_hangs_is_listed_long_before_the_window_ends(
+    shop: Shop, step: str
+) -> None:
+    """The customer has 30 days to pay, and is not who the order waits for.
+
+    Red when: an undecided order is looked at by its window alone.
+    """
+    await fill(shop)
+    hangs, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        hangs.set()
+        await goes_on.wait()
+
+    shop.fault(step, None, hook=hang)
+    selling = asyncio.create_task(shop.sell(shop.order(payment_window_seconds=30 * 86400)))
+    await hangs.wait()
+    assert (await sweep(shop)).findings == ()  # Not so long that it must be told.
+    [finding] = (await sweep(shop, stuck_seconds=0)).findings
+    assert (finding.kind, finding.act) == ("open order that does not move", Act.NONE)
+    assert finding.before.endswith("its run is running")
+    goes_on.set()
+    assert (await selling).status is OrderStatus.CONFIRMED
+    waits = shop.order("o-2", payment=RedirectPayment())
+    await shop.checkouts.place(waits)  # For its customer, who has time.
+    assert (await sweep(shop, stuck_seconds=0)).findings == ()
+    await shop.checkouts.cancel(shop.tenant, "o-2", CancelOrder())
+
+
 async def test_an_order_that_moved_lately_is_given_its_grace(shop: Shop) -> None:
     """Red when: the grace period is not kept: a run that just ends is overtaken."""
     await fill(shop)

@@ -18,7 +18,8 @@ from everycent.database.engine import Database, assert_no_transaction
 from everycent.domain.inventory import ReserveStock, StockLine
 from everycent.domain.order import CancelOrder, RedirectPayment
 from everycent.domain.payment import AuthorisePayment, CapturePayment
-from everycent.domain.sweep import MOST_DONE, Act, Sweep
+from everycent.domain.sweep import Act, Sweep
+from everycent.domain.sweep_pass import MOST_DONE
 from everycent.domain.sweep_questions import Rows
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.proof.drivers import TemporalDrivers

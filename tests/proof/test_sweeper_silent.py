@@ -1,5 +1,6 @@
 """The sweeper beside services that cannot be looked at, and runs that somebody has paused."""
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from activities.sweep import (
 )
 from everycent.database import points
 from everycent.database.engine import Database
-from everycent.domain.order import CancelOrder, RedirectPayment
+from everycent.domain.order import CancelOrder, OrderStatus, RedirectPayment
 from everycent.domain.points import FreezePoints
 from everycent.domain.sweep import Act, RunState
 from everycent.domain.sweep_questions import HoldPage, Rows, Unfinished, UnfinishedPage
@@ -122,6 +123,36 @@ def test_a_run_that_is_paused_lives() -> None:
     }
     assert {status for status, living in lives.items() if living} == {"running", "paused"}
     assert {"unknown", "terminated", "timed_out", "continued_as_new"} <= lives.keys()
+
+
+@pytest.mark.requirement("I8", "AC1.7")
+async def test_a_run_whose_order_is_not_written_down_becomes_a_case_once(shop: Shop) -> None:
+    """Red when: a run without an order's row is only told, or is told of before it is late."""
+    await fill(shop)
+    opening, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        opening.set()
+        await goes_on.wait()
+
+    shop.fault("order.open_order", None, hook=hang)
+    order = shop.order()
+    selling = asyncio.create_task(shop.sell(order))
+    await opening.wait()
+
+    async def listed() -> bool:
+        query = f"WorkflowId = '{order.workflow_id()}'"
+        return bool((await list_open(shop.client, query, limit=10)).workflow_ids)
+
+    await shop.until(listed)
+    for stuck_seconds, act in ((600, Act.NONE), (0, Act.CASE), (0, Act.NONE)):
+        [finding] = (await sweep(shop, stuck_seconds=stuck_seconds)).findings
+        assert (finding.kind, finding.act) == ("run without an order row", act)
+    [case] = await shop.cases()
+    assert (case["state"], case["attempts"]) == ("OPEN", 1)
+    goes_on.set()
+    assert (await selling).status is OrderStatus.CONFIRMED
+    assert (await sweep(shop, stuck_seconds=0)).findings == ()
 
 
 @pytest.mark.requirement("I8")

@@ -251,7 +251,10 @@ class CheckoutFlow:
 
     async def after_restore(self, shop: Shop) -> None:
         """Let the sweeper find what runs did in the time that Temporal has lost."""
-        await sweep_now(shop.client, Sweep(together=shop.together, limit=1000, unknown_limit=1000))
+        wanted = Sweep(
+            together=shop.together, limit=1000, money_limit_minor=10**9, unknown_limit=1000
+        )
+        await sweep_now(shop.client, wanted)
 
     async def audit(self, shop: Shop, tenants: Collection[str]) -> Audited:
         """Audit everything at once, and shop by shop to find who broke what."""
