@@ -5,10 +5,15 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
-from temporalio.client import Client, ScheduleActionExecutionStartWorkflow, ScheduleOverlapPolicy
+from temporalio.client import (
+    Client,
+    ScheduleActionExecutionStartWorkflow,
+    ScheduleActionStartWorkflow,
+    ScheduleOverlapPolicy,
+)
 
 from everycent.domain.order import CancelOrder, PlaceOrder, RedirectPayment
-from everycent.domain.sweep import SweepReport
+from everycent.domain.sweep import Sweep, SweepReport
 from starters.bookings import Bookings
 from starters.checkouts import Checkouts
 from starters.schedules import SWEEPER_SCHEDULE
@@ -111,6 +116,24 @@ async def test_temporal_starts_a_pass_by_itself_one_at_a_time(
     assert (described.state.paused, described.spec.intervals[0].every) == (
         False, timedelta(minutes=10),
     )  # fmt: skip
+    assert (await everycent("sweeper", "--every", "300", shop=False)).exit_code == 0
+
+
+@pytest.mark.requirement("I22")
+async def test_the_limits_of_a_pass_come_from_the_settings_unless_they_are_typed(
+    everycent: CommandLine, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red when: a setting is not heard, or is heard over what was typed."""
+    monkeypatch.setenv("EVERYCENT_SWEEPER__LIMIT", "3")
+    monkeypatch.setenv("EVERYCENT_SWEEPER__MONEY_LIMIT_MINOR", "700")
+    handle = client.get_schedule_handle(SWEEPER_SCHEDULE)
+    for typed, money in (((), 700), (("--money-limit", "9"), 9)):
+        assert (await everycent("sweeper", "--every", "300", *typed, shop=False)).exit_code == 0
+        action = (await handle.describe()).schedule.action
+        assert isinstance(action, ScheduleActionStartWorkflow)
+        [kept] = await client.data_converter.decode(action.args, [Sweep])
+        assert (kept.limit, kept.money_limit_minor, kept.unknown_limit) == (3, money, 10)
+    monkeypatch.undo()
     assert (await everycent("sweeper", "--every", "300", shop=False)).exit_code == 0
 
 
