@@ -9,6 +9,7 @@ from everycent.domain.sweep import PAGE, Act, Finding, Hold, RunState, Sweep, Sw
 from everycent.domain.sweep_pass import (
     MOST_DONE,
     MOST_TOLD,
+    Pass,
     Progress,
     Tally,
     shortened,
@@ -93,6 +94,15 @@ def test_a_pass_looks_twice_from_the_start_by_one_time(dry_run: bool) -> None:
     again = looked.again()
     assert again == first.model_copy(update={"repairing": True})
     assert again.at == NOON
+
+
+def test_a_pass_is_told_all_that_its_sweep_says_and_where_it_goes_on() -> None:
+    sweep = Sweep(tenant="t", limit=7, page_rows=3, together=True)
+    begun = Pass.of(sweep)
+    assert Sweep.model_validate(begun.model_dump()) == sweep
+    assert begun.progress is None
+    going = begun.model_copy(update={"progress": Progress(report=report(), part=2)})
+    assert Pass.model_validate_json(going.model_dump_json()) == going
 
 
 def test_a_pass_that_stops_says_why_and_has_nothing_more_to_do() -> None:
