@@ -31,6 +31,7 @@ from everycent.errors import InvalidRequest
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.settings import SERVICES, ServiceName, Settings
 from workers import fault_points
+from workers.heartbeats import Heartbeats
 from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, sweeps, tries
 from workers.registration import check_registration
 from workflows.catalog import FLOWS
@@ -164,7 +165,7 @@ def workflow_worker(
         max_cached_workflows=500,
         max_concurrent_workflow_tasks=100,
         activities=activities,
-        interceptors=[*fault_points.interceptors(), *interceptors],
+        interceptors=[Heartbeats(), *fault_points.interceptors(), *interceptors],
         max_concurrent_activities=slots,
         max_concurrent_local_activities=slots,
         workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
@@ -181,6 +182,7 @@ def sweeper_worker(client: Client, *, runner: WorkflowRunner | None = None) -> W
         workflows=[SweepOrders],
         activities=activities_of(RunSweepActivities()),
         workflow_runner=runner or UnsandboxedWorkflowRunner(),
+        interceptors=[Heartbeats()],
         max_concurrent_activities=2,
         graceful_shutdown_timeout=GRACE,
     )
@@ -192,7 +194,7 @@ def activity_worker(client: Client, lane: Lane) -> Worker:
         client,
         task_queue=lane.queue,
         activities=lane.activities,
-        interceptors=fault_points.interceptors(),
+        interceptors=[Heartbeats(), *fault_points.interceptors()],
         max_concurrent_activities=lane.slots,
         activity_task_poller_behavior=PollerBehaviorAutoscaling(),
         graceful_shutdown_timeout=GRACE,

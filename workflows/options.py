@@ -20,6 +20,12 @@ class StepOptions(TypedDict, total=False):
     retry_policy: RetryPolicy
 
 
+class BeatingOptions(StepOptions, total=False):
+    """Options of a step that has to tell that it lives: never a local activity."""
+
+    heartbeat_timeout: timedelta
+
+
 _PATIENT = RetryPolicy(
     initial_interval=timedelta(milliseconds=200),
     backoff_coefficient=2.0,
@@ -29,12 +35,18 @@ _PATIENT = RetryPolicy(
 # A statement or two in a service's database.
 DATABASE_STEP = StepOptions(start_to_close_timeout=timedelta(seconds=25), retry_policy=_PATIENT)
 
-# A call to the payment provider, written down before and after it.
-PROVIDER_STEP = StepOptions(start_to_close_timeout=timedelta(seconds=90), retry_policy=_PATIENT)
+# A call to the payment provider, written down before and after it. A worker that is killed during
+# one is noticed by its missing heartbeat (workers/heartbeats.py).
+PROVIDER_STEP = BeatingOptions(
+    start_to_close_timeout=timedelta(seconds=90),
+    heartbeat_timeout=timedelta(seconds=20),
+    retry_policy=_PATIENT,
+)
 
 # Asking the provider whether the customer has paid on the redirect page: no event per question.
-POLL_STEP = StepOptions(
+POLL_STEP = BeatingOptions(
     start_to_close_timeout=timedelta(seconds=60),
+    heartbeat_timeout=timedelta(seconds=20),
     retry_policy=RetryPolicy(
         initial_interval=timedelta(seconds=1),
         backoff_coefficient=1.3,
@@ -48,4 +60,4 @@ BUDGET = timedelta(hours=1)
 PARKED_RETRY = timedelta(hours=1)
 
 DATABASE_MUST = StepOptions(**DATABASE_STEP, schedule_to_close_timeout=BUDGET)
-PROVIDER_MUST = StepOptions(**PROVIDER_STEP, schedule_to_close_timeout=BUDGET)
+PROVIDER_MUST = BeatingOptions(**PROVIDER_STEP, schedule_to_close_timeout=BUDGET)

@@ -58,7 +58,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.attributes import of_order
     from workflows.catalog import FLOW_NAMES
     from workflows.checkout import Checkout
-    from workflows.options import DATABASE_STEP, PROVIDER_STEP, StepOptions
+    from workflows.options import DATABASE_STEP, PROVIDER_STEP, BeatingOptions, StepOptions
     from workflows.place import TOGETHER_MEMO
     from workflows.sweep_look import Look
     from workflows.telling import summary
@@ -69,7 +69,7 @@ SWEPT_BY = "everycent sweeper"
 _WHY = "found by the sweeper: "
 _PATIENCE = timedelta(minutes=5)  # A repair that gets no answer is tried again by the next pass.
 _LOOK = StepOptions(**DATABASE_STEP, schedule_to_close_timeout=_PATIENCE)
-_CALL = StepOptions(**PROVIDER_STEP, schedule_to_close_timeout=_PATIENCE)
+_CALL = BeatingOptions(**PROVIDER_STEP, schedule_to_close_timeout=_PATIENCE)
 _Step = Callable[[dict[str, Any], str, str], Awaitable[Any]]  # What, why, and by which queue.
 
 

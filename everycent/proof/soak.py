@@ -51,7 +51,7 @@ from starters.client import connect
 TENANT = "soak"
 CUSTOMERS = 6
 LOOK_SECONDS = 0.2
-PROBE_SECONDS = 240.0  # A call to the provider whose worker died is waited for for 90 s.
+PROBE_SECONDS = 240.0
 END_SECONDS = 420.0
 UNITS, BALANCE_MINOR = 10**8, 10**12
 # What whoever asks a dying stack is told; he asks again.

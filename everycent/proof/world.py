@@ -37,6 +37,7 @@ from everycent.domain.points import GrantPoints
 from everycent.settings import SERVICES, ServiceName, Settings
 from starters.checkouts import Checkouts
 from workers.composition import everything, lanes_of, workflow_worker
+from workers.heartbeats import Heartbeats
 
 Hook = Callable[[], Awaitable[object]]
 FINAL = frozenset({"Bug", "InvalidRequest", "Refused"})  # Errors that Temporal does not retry.
@@ -209,7 +210,7 @@ async def world_of(
                     max_concurrent_activities=lane.slots,
                     # A server that skips time ends every poll at each skip: one poller a lane.
                     activity_task_poller_behavior=PollerBehaviorSimpleMaximum(1),
-                    interceptors=[*interceptors, trouble],
+                    interceptors=[Heartbeats(), *interceptors, trouble],
                 )
                 await stack.enter_async_context(worker)
         await stack.enter_async_context(workflow_worker(client, runner=runner))

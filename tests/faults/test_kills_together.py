@@ -41,7 +41,7 @@ async def test_killing_workers_inside_their_local_steps_does_everything_once(sit
         await site.wait_for_lock("inventory")
         await _kill_both(site)
     async with site.rows_locked("ledger", "SELECT 1 FROM ledger_account"):
-        # Nobody is inside a step of the provider, which would be waited for for 90 s.
+        # Nobody is inside a step of the provider, which would be waited for by its heartbeat.
         await site.until(lambda: _is(site.count("payment", "payment", "status = 'CAPTURED'"), 9))
         await site.wait_for_lock("ledger")
         await _kill_both(site)

@@ -59,6 +59,7 @@ from everycent.simulator.desk import Options
 from starters.checkouts import Checkouts
 from starters.client import DATA_CONVERTER
 from workers.composition import activities_of
+from workers.heartbeats import Heartbeats
 from workers.queues import TOGETHER, WORKFLOWS, finishes, tries
 from workflows.catalog import FLOWS
 from workflows.checkout import Checkout
@@ -340,7 +341,7 @@ async def trouble(
                         temporal.client,
                         task_queue=queue,
                         activities=activities_of(nouns[service]),
-                        interceptors=[trouble],
+                        interceptors=[Heartbeats(), trouble],
                     )
                 )
         for queue, hosted in ((WORKFLOWS, ()), (TOGETHER, tuple(nouns.values()))):
@@ -350,7 +351,7 @@ async def trouble(
                     task_queue=queue,
                     workflows=FLOWS,
                     activities=[method for noun in hosted for method in activities_of(noun)],
-                    interceptors=[trouble],
+                    interceptors=[Heartbeats(), trouble],
                     workflow_runner=SandboxedWorkflowRunner(),
                 )
             )
