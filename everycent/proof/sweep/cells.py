@@ -81,6 +81,11 @@ class Cell:
     boundary: Boundary
     fault: Fault
 
+    @property
+    def victim(self) -> str:
+        """Return whose worker is killed, as its steps begin; nothing for other faults."""
+        return self.boundary.step.partition(".")[0] if self.fault.deed == "kill worker" else ""
+
 
 def boundaries(journal: Iterable[dict[str, Any]]) -> dict[str, list[Boundary]]:
     """Return, per order, the boundaries it has come to, in their order."""
@@ -124,15 +129,15 @@ def parts_of(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cut the cells into parts that are swept as one; a part with waves has one fault alone.
 
     Faults of one order come first, those of a wave last. Within a part attempts that outlive their
-    time go first, so that the others fill the wait; else all is mixed, so that no lane is full of
-    one fault and no wave of one step.
+    time go first, so that the others fill the wait. Workers are killed service by service: a wave
+    that stands in one worker has one to wait for. Else all is mixed, so that no lane is full.
     """
     groups: dict[str, list[Cell]] = {}
     for cell in random.Random(0).sample(cells, len(cells)):  # noqa: S311
         groups.setdefault(cell.fault.name if cell.fault.wave else "", []).append(cell)
     parts = []
     for _, group in sorted(groups.items()):
-        group.sort(key=lambda cell: cell.fault.action != "zombie")
+        group.sort(key=lambda cell: (cell.fault.action != "zombie", cell.victim))
         count = -(-len(group) // PART)
         parts += [group[number::count] for number in range(count)]
     return parts
