@@ -29,6 +29,10 @@ DYNAMIC_CONFIG = (
     "history.transferProcessorMaxPollRPS=1000",  # The default of 20 adds 50 ms to each hop.
     'history.timerProcessorMaxTimeShift="10ms"',  # By default a timer takes a second at least.
     "history.outboundProcessorMaxPollRPS=1000",
+    # What is done is forgotten each second, not after 30 s: each poll looks through all of it.
+    'history.transferProcessorUpdateAckInterval="1s"',
+    'history.visibilityProcessorUpdateAckInterval="1s"',
+    'history.timerProcessorUpdateAckInterval="1s"',
     "matching.numTaskqueueReadPartitions=1",  # One partition gives exact priorities.
     "matching.numTaskqueueWritePartitions=1",
     "matching.enableFairness=true",

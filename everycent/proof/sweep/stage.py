@@ -40,7 +40,11 @@ PATIENT_WORKER = {
     "EVERYCENT_POOL__TRANSACTION_TIMEOUT_SECONDS": "18",
     "EVERYCENT_POOL__IDLE_IN_TRANSACTION_SECONDS": "18",
 }
-PATIENT_TEMPORAL = ("--dynamic-config-value", 'history.defaultWorkflowTaskTimeout="20s"')
+# A file that is not synced at once survives what is done here: processes die, the machine does not.
+PATIENT_TEMPORAL = (
+    *("--dynamic-config-value", 'history.defaultWorkflowTaskTimeout="20s"'),
+    *("--sqlite-pragma", "synchronous=normal"),
+)
 PARTS_SECONDS = 60.0
 # What whoever asks a dying stack is told; he asks again.
 DYING = (
