@@ -43,7 +43,7 @@ from workflows.options import DATABASE_STEP
 ORDER_ID, CUSTOMER, CURRENCY, SKU = "o", "ada", "EUR", "LAMP"
 PRICE_MINOR, POINTS = 2933, 300
 GOOD, BAD = "tok_ok", "tok_declined"
-WINDOW_SECONDS = 6  # In which a run gets to its page, also on a busy machine.
+SHORT_WINDOW = 6  # Seconds in which a run gets to its page, also on a busy machine.
 LOOK_SECONDS, SELDOM_SECONDS = 0.2, 5.0
 PROBLEMS = SearchAttributeKey.for_keyword_list("TemporalReportedProblems")  # The server's own.
 _S = OrderStatus
@@ -193,8 +193,8 @@ SCENARIOS: tuple[CheckoutScenario, ...] = (
         "capture refused", _S.REJECTED, _buy, CardPayment(card_token="tok_decline_capture")
     ),
     CheckoutScenario("cancelled", _S.CANCELLED, _change_the_mind, _PAGE),
-    CheckoutScenario("expired", _S.EXPIRED, _buy, _PAGE, window_seconds=WINDOW_SECONDS),
-    CheckoutScenario("late payment", _S.EXPIRED, _pay_too_late, _PAGE, window_seconds=WINDOW_SECONDS),
+    CheckoutScenario("expired", _S.EXPIRED, _buy, _PAGE, window_seconds=SHORT_WINDOW),
+    CheckoutScenario("late payment", _S.EXPIRED, _pay_too_late, _PAGE, window_seconds=SHORT_WINDOW),
     CheckoutScenario("stock gone", _S.REFUNDED, _lose_the_stock, _PAGE),
 )  # fmt: skip
 
