@@ -6,7 +6,7 @@ effect stands behind the step that caused it. Who does not answer is named, and 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -17,15 +17,14 @@ from temporalio.service import RPCError
 from everycent import clock
 from everycent.database.audit_rows import Span, read_orders, stream_rows
 from everycent.database.reads import Reader, reading
-from everycent.database.story_rows import StoryRow, find_order, read_story_rows
+from everycent.database.story_rows import find_order, read_story_rows
 from everycent.errors import EverycentError, Unreachable
 from everycent.proof.facts import Facts
+from everycent.proof.heard import Broken, Heard
 from everycent.proof.invariants import PROVIDER, RULES
 from everycent.proof.provider_books import SimulatorBooks
-from everycent.proof.row_story import Causes, events_of_provider, events_of_rows
 from everycent.proof.run_story import RunStory, read_runs
-from everycent.proof.timeline import Event, Timeline
-from everycent.proof.waiting import Situation, why_it_waits
+from everycent.proof.timeline import Timeline
 from everycent.settings import SERVICES, Settings
 from starters.client import connect
 from workflows.catalog import FLOW_NAMES
@@ -49,10 +48,23 @@ async def explain(
     `client` and `provider` replace the connections that the settings name. Raises Unreachable if
     nobody at all can be asked.
     """
+    return (await hear(settings, tenant, order_id, flow, client=client, provider=provider)).told()
+
+
+async def hear(
+    settings: Settings,
+    tenant: str,
+    order_id: str,
+    flow: str = "checkout",
+    *,
+    client: Client | None = None,
+    provider: httpx.AsyncClient | None = None,
+) -> Heard:
+    """Ask everybody for what they know of an order; see `explain`."""
+    heard = Heard(tenant, order_id, f"{flow}/{tenant}/{order_id}")
     async with reading(settings) as reader, _provider(settings, provider) as http:
-        story = _Story(reader, http, tenant, order_id, f"{flow}/{tenant}/{order_id}")
-        await story.ask(settings, client)
-        return story.told()
+        await _Asking(reader, http, heard).ask(settings, client)
+    return heard
 
 
 async def find(settings: Settings, tenant: str, name: str) -> tuple[str, str]:
@@ -84,139 +96,73 @@ class AmbiguousError(ValueError):
         super().__init__(f"{name} could be of these orders: {listed}; name one of them")
 
 
-class _Story:
-    """Asks everybody, and puts together what they said."""
+class _Asking:
+    """Asks everybody what they know of an order."""
 
-    def __init__(
-        self,
-        reader: Reader,
-        http: httpx.AsyncClient,
-        tenant: str,
-        order_id: str,
-        workflow_id: str,
-    ) -> None:
+    def __init__(self, reader: Reader, http: httpx.AsyncClient, heard: Heard) -> None:
         self._reader = reader
         self._http = http
-        self._tenant = tenant
-        self._order_id = order_id
-        self._workflow_id = workflow_id
-        self._xid = f"{tenant}/{order_id}"
-        self._silent: dict[str, str] = {}
-        self._rows: list[StoryRow] = []
-        self._runs: list[RunStory] = []
-        self._entries: list[dict[str, Any]] = []
-        self._broken: list[str] = []
+        self._heard = heard
 
     async def ask(self, settings: Settings, client: Client | None) -> None:
         """Ask Temporal, each service and the provider; note who is silent."""
+        heard = self._heard
         rows = [
-            self._heard(service, read_story_rows(self._reader, service, *self._names), [])
+            self._answer(
+                service, read_story_rows(self._reader, service, heard.tenant, heard.order_id), []
+            )
             for service in SERVICES
         ]
-        entries = self._heard("provider", self._provider_says(), [])
-        runs = self._heard("temporal", self._temporal_says(settings, client), [])
-        self._entries, self._runs, *found = await asyncio.gather(entries, runs, *rows)
-        self._rows = [row for of_service in found for row in of_service]
-        if len(self._silent) == len(SERVICES) + 2:
-            raise Unreachable(next(iter(self._silent.values())))
-        if not self._silent and self._rows:
-            self._broken = await self._heard("the invariants", self._broken_rules(), [])
+        entries = self._answer("provider", self._provider_says(), [])
+        runs = self._answer("temporal", self._temporal_says(settings, client), [])
+        heard.entries, heard.runs, *found = await asyncio.gather(entries, runs, *rows)
+        heard.rows = [row for of_service in found for row in of_service]
+        if len(heard.silent) == len(SERVICES) + 2:
+            raise Unreachable(next(iter(heard.silent.values())))
+        if not heard.silent and heard.rows:
+            heard.broken = await self._answer("the invariants", self._broken_rules(), [])
 
-    def told(self) -> Timeline:
-        """Return the timeline."""
-        at = Situation(
-            self._tenant,
-            self._order_id,
-            self._workflow_id,
-            clock.now(),
-            self._rows,
-            self._runs,
-            frozenset(self._silent),
-            bool(self._broken),
-        )
-        waiting = why_it_waits(at)
-        facts = at.order.facts if at.order else {}
-        return Timeline(
-            tenant=self._tenant,
-            order_id=self._order_id,
-            workflow_id=self._workflow_id,
-            found=bool(self._rows or self._runs or self._entries),
-            **{word: facts.get(word, "") for word in ("decision", "status", "waits_for")},
-            runs=tuple(run.view for run in self._runs),
-            events=tuple(self._events()),
-            broken=tuple(self._broken),
-            silent=self._silent,
-            why=waiting.why,
-            next_commands=waiting.commands,
-        )
-
-    @property
-    def _names(self) -> tuple[str, str]:
-        return self._tenant, self._order_id
-
-    async def _heard(self, who: str, asked: Awaitable[T], otherwise: T) -> T:
+    async def _answer(self, who: str, asked: Awaitable[T], otherwise: T) -> T:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 return await asked
         except TimeoutError:
-            self._silent[who] = f"no answer within {_PATIENCE_SECONDS:.0f} s"
+            self._heard.silent[who] = f"no answer within {_PATIENCE_SECONDS:.0f} s"
         except _SILENCE as error:
-            self._silent[who] = " ".join(str(error).split()) or type(error).__name__
+            self._heard.silent[who] = " ".join(str(error).split()) or type(error).__name__
         return otherwise
 
     async def _temporal_says(self, settings: Settings, client: Client | None) -> list[RunStory]:
-        return await read_runs(client or await connect(settings), self._workflow_id)
+        return await read_runs(client or await connect(settings), self._heard.workflow_id)
 
     async def _provider_says(self) -> list[dict[str, Any]]:
-        answer = await self._http.get("/admin/events", params={"prefix": f"{self._xid}/"})
+        answer = await self._http.get("/admin/events", params={"prefix": f"{self._heard.xid}/"})
         if answer.status_code == httpx.codes.NOT_FOUND:  # A provider that tells no events.
             return []
         entries: list[dict[str, Any]] = answer.raise_for_status().json()["data"]
         return entries
 
-    async def _broken_rules(self) -> list[str]:
+    async def _broken_rules(self) -> list[Broken]:
         """Judge the order by the audit's rules, as it stands now; a moving one may look wrong."""
-        facts = Facts(self._xid)
+        xid = self._heard.xid
+        facts = Facts(xid)
         async with self._reader.database("order").snapshot() as tx:
-            facts.order = (await read_orders(tx, [self._xid])).get(self._xid)
-        async for entry in SimulatorBooks(self._http).entries(f"{self._xid}/"):
+            facts.order = (await read_orders(tx, [xid])).get(xid)
+        async for entry in SimulatorBooks(self._http).entries(f"{xid}/"):
             facts.add(entry)
         for service in SERVICES:
             if service != "order":
                 async with self._reader.database(service).snapshot() as tx:
-                    span = Span.of(f"{self._xid}/")
+                    span = Span.of(f"{xid}/")
                     async for _, row in stream_rows(tx, service, [span], clock.now()):
                         facts.add(row)
         final = facts.order is not None and facts.order.is_final
         return [
-            f"{rule.name} -- {fault.key.removeprefix(f'{self._xid}/')}: {fault.how}"
+            Broken(rule.name, fault.key.removeprefix(f"{xid}/"), fault.how)
             for rule in RULES
             if final or rule.name != PROVIDER
             for fault in rule.check(facts)
         ]
-
-    def _events(self) -> list[Event]:
-        prefix = f"{self._xid}/"
-        causes = Causes(
-            {cause: at for run in self._runs for cause, at in run.causes.items()},
-            [each for run in self._runs for each in run.local],
-        )
-        events = [
-            *(event for run in self._runs for event in run.events),
-            *events_of_rows(self._rows, causes, prefix),
-            *events_of_provider(self._entries, prefix),
-        ]
-        return sorted(_once(events), key=lambda event: event.place)
-
-
-def _once(events: Sequence[Event]) -> list[Event]:
-    """Drop what a run that was reset has copied from the run before."""
-    first = {event.model_copy(update={"run": 0}).model_dump_json(): event for event in events[::-1]}
-    return [event for event in events if first[_mark(event)] is event]
-
-
-def _mark(event: Event) -> str:
-    return event.model_copy(update={"run": 0}).model_dump_json()
 
 
 @asynccontextmanager

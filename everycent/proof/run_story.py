@@ -1,18 +1,19 @@
 """What Temporal knows of a workflow: every run, its steps with their attempts, what is pending."""
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType, PendingActivityState, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.update.v1 import Request as UpdateRequest
-from temporalio.client import Client, WorkflowExecutionDescription
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import Client
+from temporalio.converter import DataConverter
 
+from everycent.proof.fetched_run import FetchedRun, LocalClock, fetch_run, listed
 from everycent.proof.history_values import (
     attributes_of,
     between,
@@ -24,7 +25,6 @@ from everycent.proof.history_values import (
 from everycent.proof.timeline import Event, Kind, RunView
 
 _RUN = "{run}"  # Stands for the run in a text, until every run has its number.
-_PATIENCE = timedelta(seconds=10)
 _E = EventType
 _BEGINNINGS = (
     _E.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED,
@@ -64,6 +64,7 @@ class RunStory:
     """One run with all that happened in it."""
 
     view: RunView
+    fetched: FetchedRun
     events: list[Event] = field(default_factory=list)
     pending: list[PendingStep] = field(default_factory=list)
     failing: str = ""  # Why its workflow task fails, over and over.
@@ -81,87 +82,72 @@ async def read_runs(client: Client, workflow_id: str, hints: Iterable[str] = ())
     The list that Temporal keeps shows a run late, so the newest is asked for by id, and those that
     its history, or `hints`, name as well.
     """
-    found: dict[str, WorkflowExecutionDescription] = {}
+    known: set[str] = set()
     stories: list[RunStory] = []
-    wanted = ["", *hints, *await _listed(client, workflow_id)]  # "": the newest.
+    wanted = ["", *hints, *await listed(client, workflow_id)]  # "": the newest.
     while wanted:
         run_id = wanted.pop()
-        if run_id in found:
+        if run_id in known:
             continue
-        told = await _describe(client, workflow_id, run_id)
-        if told is None or told.run_id in found:
+        fetched = await fetch_run(client, workflow_id, run_id, known)
+        if fetched is None:
             continue
-        found[told.run_id] = told
-        story = await _Reading(client, told).story()
+        known.add(fetched.run_id)
+        story = await _Reading(fetched, client.data_converter).story()
         stories.append(story)
         wanted += story.base_runs
+    return _numbered(stories)
+
+
+async def retell(runs: Iterable[FetchedRun], converter: DataConverter) -> list[RunStory]:
+    """Tell runs that were fetched before, the oldest first."""
+    return _numbered([await _Reading(run, converter).story() for run in runs])
+
+
+def _numbered(stories: list[RunStory]) -> list[RunStory]:
     stories.sort(key=lambda story: (story.view.started_at, story.view.run_id))
-    return [_numbered(story, number) for number, story in enumerate(stories, start=1)]
-
-
-def _numbered(story: RunStory, number: int) -> RunStory:
-    story.view = story.view.model_copy(update={"number": number})
-    story.events = [
-        event.model_copy(update={"run": number, "what": event.what.replace(_RUN, f"run {number}")})
-        for event in story.events
-    ]
-    return story
-
-
-async def _listed(client: Client, workflow_id: str) -> list[str]:
-    try:
-        runs = client.list_workflows(f'WorkflowId = "{workflow_id}"', rpc_timeout=_PATIENCE)
-        return [run.run_id async for run in runs]
-    except RPCError as error:
-        if error.status is RPCStatusCode.UNIMPLEMENTED:  # The time-skipping server keeps no list.
-            return []
-        raise
-
-
-async def _describe(
-    client: Client, workflow_id: str, run_id: str
-) -> WorkflowExecutionDescription | None:
-    handle = client.get_workflow_handle(workflow_id, run_id=run_id or None)
-    try:
-        return await handle.describe(rpc_timeout=_PATIENCE)
-    except RPCError as error:
-        if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
-            return None  # Deleted, or a run id that never was one.
-        raise
+    for number, story in enumerate(stories, start=1):
+        story.view = story.view.model_copy(update={"number": number})
+        story.events = [
+            event.model_copy(
+                update={"run": number, "what": event.what.replace(_RUN, f"run {number}")}
+            )
+            for event in story.events
+        ]
+    return stories
 
 
 @dataclass
 class _Reading:
     """Reads the history of one run, event by event."""
 
-    client: Client
-    told: WorkflowExecutionDescription
+    run: FetchedRun
+    converter: DataConverter
+    clock: LocalClock = field(default_factory=LocalClock)
     open: dict[int, tuple[HistoryEvent, int]] = field(default_factory=dict)  # Begun, not ended.
     admitted: dict[str, UpdateRequest] = field(default_factory=dict)
 
     async def story(self) -> RunStory:
-        told = self.told
-        status = told.status.name.lower() if told.status else "unknown"
+        run = self.run
         view = RunView(
             number=0,
-            run_id=told.run_id,
-            status=status,
-            started_at=told.start_time,
-            closed_at=told.close_time,
+            run_id=run.run_id,
+            status=run.status,
+            started_at=run.started_at,
+            closed_at=run.closed_at,
         )
-        self.out = RunStory(view, pending=[p async for p in self._pending()])
-        task = told.raw_description.pending_workflow_task
+        self.out = RunStory(view, run, pending=list(self._pending()))
+        task = run.description.pending_workflow_task
         if task.attempt > 1:
             self.out.failing = f"its workflow task is at attempt {task.attempt}"
-        handle = self.client.get_workflow_handle(told.id, run_id=told.run_id)
-        async for event in handle.fetch_history_events(rpc_timeout=_PATIENCE):
+        for event in run.events:
             await self._take(event)
         for begun, _ in self.open.values():
             await self._tell_open(begun)
         return self.out
 
-    async def _pending(self) -> AsyncIterator[PendingStep]:
-        for each in self.told.raw_description.pending_activities:
+    def _pending(self) -> Iterator[PendingStep]:
+        for each in self.run.description.pending_activities:
             failed = each.HasField("last_failure")
             waits = each.HasField("next_attempt_schedule_time")
             yield PendingStep(
@@ -178,6 +164,8 @@ class _Reading:
         kind = event.event_type
         if kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED:
             self._begin(event)
+        elif kind == _E.EVENT_TYPE_WORKFLOW_TASK_STARTED:
+            self.clock.woken(time(event.event_time))
         elif kind in _BEGINNINGS:
             self.open[event.event_id] = (event, 1)
         elif kind == _E.EVENT_TYPE_ACTIVITY_TASK_STARTED:
@@ -244,6 +232,7 @@ class _Reading:
         told = await self._decoded(marker.details["data"].payloads)
         activity, attempts = told["activity_type"], told["attempt"]
         began, ended = moment(told["original_schedule_time"]), moment(told["complete_time"])
+        lasted = self.clock.lasted(began, ended, attempts)
         parts = [
             await self._summary(event) or activity,
             *([f"{attempts} attempts"] if attempts > 1 else []),
@@ -258,8 +247,7 @@ class _Reading:
                 kind=Kind.STEP,
                 source=source,
                 what=", ".join(parts) + error,
-                # The worker's clock may be behind the server's.
-                lasted_seconds=max((ended - began).total_seconds(), 0.0),
+                lasted_seconds=lasted,
             )
         )
 
@@ -370,7 +358,7 @@ class _Reading:
         return str(await self._decoded([event.user_metadata.summary]))
 
     async def _decoded(self, payloads: Sequence[Payload]) -> Any:
-        values = await self.client.data_converter.decode(list(payloads)[:1]) if payloads else [None]
+        values = await self.converter.decode(list(payloads)[:1]) if payloads else [None]
         return values[0]
 
 

@@ -1,4 +1,4 @@
-"""`everycent explain`: what happened to an order, why it waits, and what to type next."""
+"""`everycent explain | replay`: what happened to an order, and whether it would happen again."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +14,11 @@ from starters.cli.common import (
     print_json,
     run,
     say,
+    silence_the_sdk,
 )
 
 if TYPE_CHECKING:
+    from everycent.proof.bundle import Bundle, Replayed
     from everycent.proof.timeline import Timeline
 
 Name = Annotated[
@@ -28,13 +30,26 @@ Name = Annotated[
 ]
 
 
+BundleFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        metavar="FILE",
+        help="Write it all into a file too, redacted, to give away and to `everycent replay`.",
+        show_default=False,
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
+    """Add the commands to the command line."""
     app.command()(explain)
+    app.command()(replay)
 
 
 def explain(
     name: Name,
+    bundle: BundleFile = None,
     tenant: Tenant = "default",
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -44,7 +59,7 @@ def explain(
     Who does not answer is named, and the others speak. Exit code 2 when no such order ever came, 5
     when an invariant does not hold of it.
     """
-    told = run(_explain(tenant, name, data_dir))
+    told = run(_explain(tenant, name, data_dir, bundle))
     if as_json:
         print_json(told)
     else:
@@ -56,12 +71,52 @@ def explain(
         raise typer.Exit(ExitCode.BROKEN)
 
 
-async def _explain(tenant: str, name: str, data_dir: Path) -> "Timeline":
-    from everycent.proof.explain import explain, find
+def replay(
+    file: Annotated[Path, typer.Argument(help="What `everycent explain --bundle` wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Replay a bundle's runs under the code that is installed here; no server is needed.
+
+    Exit code 5 when the code goes another way than a run went, 2 when there is no run to replay.
+    """
+    bundle, runs = run(_replay(file))
+    if as_json:
+        print_json({"order_id": bundle.timeline.order_id, "runs": runs})
+    else:
+        for each in runs:
+            how = f"goes another way: {each.differs}" if each.differs else "replays"
+            typer.echo(f"run {each.run_id} of {each.flow} by everycent {bundle.everycent}: {how}")
+    if not runs:
+        say(f"error: {file} holds no run: Temporal had none of this order, or did not answer")
+        raise typer.Exit(ExitCode.INVALID)
+    if any(each.differs for each in runs):
+        raise typer.Exit(ExitCode.BROKEN)
+
+
+async def _explain(tenant: str, name: str, data_dir: Path, file: Path | None) -> "Timeline":
+    from everycent.proof.explain import find, hear
     from everycent.settings import load
 
+    silence_the_sdk()
     settings = load(data_dir, "reader")
-    return await explain(settings, *await find(settings, tenant, name))
+    heard = await hear(settings, *await find(settings, tenant, name))
+    told = heard.told()
+    if file is not None and told.found:
+        from everycent.proof.bundle import bundle_of, write_bundle
+
+        bundle = await bundle_of(heard)
+        write_bundle(bundle, file)
+        runs = f"{len(bundle.histories)} run{'s' * (len(bundle.histories) != 1)}"
+        say(f"wrote {file}: {len(bundle.timeline.events)} events, {runs}, redacted")
+    return told
+
+
+async def _replay(file: Path) -> "tuple[Bundle, list[Replayed]]":
+    from everycent.proof.bundle import read_bundle, replay
+
+    silence_the_sdk()
+    bundle = read_bundle(file)
+    return bundle, await replay(bundle)
 
 
 def _print(told: "Timeline") -> None:
