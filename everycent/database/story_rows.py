@@ -41,10 +41,10 @@ async def read_story_rows(
     return [StoryRow(service=service, table=row["name"], facts=row["facts"]) for row in rows]
 
 
-async def find_order(reader: Reader, tenant: str, name: str) -> set[str]:
-    """Return the orders of a shop that know `name` as a payment attempt, or by the provider's id.
+async def find_by_request_id(reader: Reader, tenant: str, name: str) -> set[tuple[str, str]]:
+    """Return the shop and id of each of its orders that know `name` as a payment's request id.
 
-    Neither has an index: this is for a person's question, not for a loop.
+    It has no index, nor have the provider's ids: for a person's question, not for a loop.
     """
     attempts = await reader.rows(
         "order",
@@ -53,16 +53,18 @@ async def find_order(reader: Reader, tenant: str, name: str) -> set[str]:
         tenant=tenant,
         name=name,
     )
-    span = Span.of(f"{tenant}/")
-    payments = await reader.rows(
+    return {(tenant, row["order_id"]) for row in attempts}
+
+
+async def find_by_provider_id(reader: Reader, name: str) -> set[tuple[str, str]]:
+    """Return the shop and id of each order that has this payment or refund at the provider."""
+    rows = await reader.rows(
         "payment",
-        "SELECT split_part(key, '/', 2) AS order_id FROM payment"
-        " WHERE key >= :low AND key < :high AND provider_id = :name",
-        low=span.low,
-        high=span.high,
+        "SELECT key FROM payment WHERE provider_id = :name UNION"
+        " SELECT key FROM refund WHERE try_answer ->> 'provider_refund_id' = :name",
         name=name,
     )
-    return {row["order_id"] for row in (*attempts, *payments)}
+    return {(tenant, order) for row in rows for tenant, order, *_ in [row["key"].split("/")]}
 
 
 _TABLES: dict[ServiceName, tuple[str, ...]] = {

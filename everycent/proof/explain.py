@@ -5,7 +5,6 @@ effect stands behind the step that caused it. Who does not answer is named, and 
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from temporalio.service import RPCError
 from everycent import clock
 from everycent.database.audit_rows import Span, read_orders, stream_rows
 from everycent.database.reads import Reader, reading
-from everycent.database.story_rows import find_order, read_story_rows
+from everycent.database.story_rows import read_story_rows
 from everycent.errors import EverycentError, Unreachable
 from everycent.proof.facts import Facts
 from everycent.proof.heard import Broken, Heard
@@ -27,7 +26,6 @@ from everycent.proof.run_story import RunStory, read_runs
 from everycent.proof.timeline import Timeline
 from everycent.settings import SERVICES, Settings
 from starters.client import connect
-from workflows.catalog import FLOW_NAMES
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 20.0
@@ -65,35 +63,6 @@ async def hear(
     async with reading(settings) as reader, _provider(settings, provider) as http:
         await _Asking(reader, http, heard).ask(settings, client)
     return heard
-
-
-async def find(settings: Settings, tenant: str, name: str) -> tuple[str, str]:
-    """Return the shop and the id of the order that a person means by `name`.
-
-    That is an order's id, a step's key or a workflow's id; or else a payment's request id, or its
-    id at the provider. A name that nobody knows is taken for an order's. Raises AmbiguousError when
-    several orders know it.
-    """
-    parts = name.split("/")
-    if len(parts) > 1:  # `checkout/<tenant>/<order>` or `<tenant>/<order>/<step>`.
-        is_workflow = parts[0] in FLOW_NAMES and len(parts) == 3
-        return (parts[1], parts[2]) if is_workflow else (parts[0], parts[1])
-    async with reading(settings) as reader:
-        with contextlib.suppress(*_SILENCE):
-            if await reader.order(tenant, name) is None:
-                orders = await find_order(reader, tenant, name)
-                if len(orders) > 1:
-                    raise AmbiguousError(name, orders)
-                return tenant, next(iter(orders), name)
-    return tenant, name
-
-
-class AmbiguousError(ValueError):
-    """Several orders know the name."""
-
-    def __init__(self, name: str, orders: set[str]) -> None:
-        listed = ", ".join(sorted(orders))
-        super().__init__(f"{name} could be of these orders: {listed}; name one of them")
 
 
 class _Asking:

@@ -9,6 +9,12 @@ WIDTH = 100
 _INDENT = 34
 _SIGNS = {Kind.ROW: "· ", Kind.CALL: "· ", Kind.PROVIDER: "· ", Kind.ACT: "> "}
 
+_MISSING = {
+    "temporal": "the runs with their steps and attempts, and what people asked of them",
+    "provider": "what the provider's own books say",
+    "the invariants": "whether they hold",
+}
+
 
 def as_text(told: Timeline) -> Iterator[str]:
     """Yield the lines."""
@@ -19,11 +25,15 @@ def as_text(told: Timeline) -> Iterator[str]:
     else:
         yield f"{order}: {'no row' if told.found else 'nothing known'}"
     runs = ", ".join(f"run {run.number} {run.status}" for run in told.runs)
-    yield f"workflow {told.workflow_id}: {runs or 'no run known to Temporal'}"
+    none = "its runs are not known" if "temporal" in told.silent else "no run known to Temporal"
+    yield f"workflow {told.workflow_id}: {runs or none}"
     yield from _events(told)
     yield ""
     for who, why in told.silent.items():
         yield from _named("silent", f"{who}: {why}")
+        yield from _named("missing", _MISSING.get(who, f"the rows of {who}"))
+    if told.silent:
+        yield from _named("missing", "a look at the invariants: it needs everybody's answer")
     for rule in told.broken:
         yield from _named("broken", rule)
     yield from _named("waits", told.why)

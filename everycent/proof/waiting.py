@@ -70,7 +70,9 @@ def why_it_waits(at: Situation) -> Waiting:
     if at.open_cases:
         return _parked(at)
     if "temporal" in at.silent:
-        return Waiting("Temporal does not answer, so nobody drives the order", (_CHECK,))
+        return Waiting(
+            "Temporal does not answer: whether anybody drives it is not known", (_CHECK,)
+        )
     if not at.is_driven:
         return _without_driver(at)
     return _under_way(at)

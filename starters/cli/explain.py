@@ -25,7 +25,8 @@ Name = Annotated[
     str,
     typer.Argument(
         metavar="ORDER",
-        help="The order's id; or a step's key, its workflow's id, a payment's id or request id.",
+        help="The order's id; or SHOP/ORDER, a step's key, the workflow's id, the request id of a"
+        " payment, or its id at the provider.",
     ),
 ]
 
@@ -56,17 +57,17 @@ def explain(
 ) -> None:
     """Tell all that happened to an order, in order, why it waits, and the next command to type.
 
-    Who does not answer is named, and the others speak. Exit code 2 when no such order ever came, 5
-    when an invariant does not hold of it.
+    Who does not answer is named, and the others speak. Exit code 2 when no such order ever came, 4
+    when nothing was found and not everybody could be asked, 5 when an invariant does not hold.
     """
     told = run(_explain(tenant, name, data_dir, bundle))
     if as_json:
         print_json(told)
     else:
         _print(told)
-    if not told.found and not told.silent:
-        say(f"error: there is no order {told.order_id} of tenant {told.tenant}")
-        raise typer.Exit(ExitCode.INVALID)
+    if not told.found:
+        say(f"error: {_not_found(told)}")
+        raise typer.Exit(ExitCode.UNREACHABLE if told.silent else ExitCode.INVALID)
     if told.broken:
         raise typer.Exit(ExitCode.BROKEN)
 
@@ -94,7 +95,8 @@ def replay(
 
 
 async def _explain(tenant: str, name: str, data_dir: Path, file: Path | None) -> "Timeline":
-    from everycent.proof.explain import find, hear
+    from everycent.proof.explain import hear
+    from everycent.proof.naming import find
     from everycent.settings import load
 
     silence_the_sdk()
@@ -117,6 +119,13 @@ async def _replay(file: Path) -> "tuple[Bundle, list[Replayed]]":
     silence_the_sdk()
     bundle = read_bundle(file)
     return bundle, await replay(bundle)
+
+
+def _not_found(told: "Timeline") -> str:
+    order = f"order {told.order_id} of tenant {told.tenant}"
+    if told.silent:
+        return f"nothing found of {order}, and no answer from {', '.join(sorted(told.silent))}"
+    return f"there is no {order}"
 
 
 def _print(told: "Timeline") -> None:
