@@ -12,6 +12,9 @@ from temporalio.api.update.v1 import Input
 from temporalio.client import WorkflowHistory
 from temporalio.workflow import NondeterminismError
 
+from everycent.database.story_rows import StoryRow
+from everycent.proof.bundle import bundle_of
+from everycent.proof.heard import Broken, Heard
 from everycent.proof.histories import MODES
 from everycent.proof.redaction import Redactor
 from tests.replay.edited import OneStepMore
@@ -128,3 +131,30 @@ def test_what_a_person_has_typed_is_hidden_whole() -> None:
     hide.learn([Input(name="cancel", args=Payloads(payloads=[typed]))], [])
     assert hide.facts({"reason": "the customer paid"})["reason"].startswith("hidden-")
     assert hide.facts({"reason": "the customer paid late"}) == {"reason": "the customer paid late"}
+
+
+@pytest.mark.requirement("I16")
+async def test_who_repaired_it_and_why_and_who_was_silent_where_is_hidden() -> None:
+    """Red when: rows, broken invariants or the errors of a silent server are given away whole."""
+    case = {
+        "case_key": "golden/o-1/ledger", "tenant": "golden", "order_id": "o-1", "attempts": 2,
+        "step": "post ledger", "error_class": "Unknown", "error": "Anna's account 4711 at db-1",
+        "state": "RESOLVED", "opened_at": "2026-01-02T12:00:00+00:00", "by_hand": True,
+        "resolved_at": "2026-01-02T13:00:00+00:00", "resolved_by": "anna",
+        "resolution": "paid in cash by the customer", "proposals": ["retry"], "owner": "golden/o-1",
+    }  # fmt: skip
+    heard = Heard(
+        "golden",
+        "o-1",
+        "checkout/golden/o-1",
+        rows=[StoryRow(service="order", table="repair_case", facts=case)],
+        broken=[Broken("captured is what was due", "pay/first", "Anna paid 17 too much")],
+        silent={"temporal": "no answer at anna.internal:7233"},
+    )
+    bundle = await bundle_of(heard)
+    assert not re.search(r"(?i)anna|4711|db-1|cash|internal|too much", bundle.model_dump_json())
+    assert [event.what for event in bundle.timeline.events] == [
+        "parked, 2 times: post ledger: Unknown: hidden-1's account hidden-2 at hidden-3",
+        "case settled by hidden-4, done by hand: hidden-5",
+    ]
+    assert bundle.timeline.broken == ("captured is what was due -- pay/first",)
