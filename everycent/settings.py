@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from everycent.errors import InvalidRequest
 
 ServiceName = Literal["order", "inventory", "payment", "account", "points", "ledger"]
 SERVICES: tuple[ServiceName, ...] = (
@@ -152,7 +159,23 @@ def load(data_dir: Path | None = None, *parts: str, kind: type[Settings] = Setti
         file = folder / "settings" / f"{part}.toml"
         if file.is_file():
             _merge(merged, tomllib.loads(file.read_text()))
-    return kind(**{**merged, "data_dir": folder})
+    try:
+        return kind(**{**merged, "data_dir": folder})
+    except (SettingsError, ValidationError) as error:
+        raise InvalidRequest(_wrong(error)) from error
+
+
+def _wrong(error: SettingsError | ValidationError) -> str:
+    """Say in one line which settings are wrong; no value is told, it may be a secret."""
+    if isinstance(error, SettingsError):  # It names the field, whose value is no JSON.
+        return str(error)
+    problems = error.errors(include_input=False, include_url=False)
+    return "; ".join(f"{_variable(each['loc'])}: {each['msg']}" for each in problems)
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    names = (str(name) for name in place if name != "[key]")
+    return f"EVERYCENT_{'__'.join(names)}".upper()
 
 
 def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:

@@ -23,9 +23,9 @@ from everycent.database.migrate import head_of
 from everycent.domain.message import Message
 from everycent.errors import EverycentError
 from everycent.settings import SERVICES, PoolSettings, ServiceName, Settings
-from starters.client import connect
-from workers.composition import worker_name
-from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, tries
+from starters.client import address_of, connect
+from workers.composition import sweep_reads_of, worker_name
+from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, sweeps, tries
 from workflows import attributes
 
 ONE_CONNECTION = PoolSettings(size=1, wait_seconds=3.0)
@@ -149,7 +149,7 @@ async def _temporal(
         fix = "start it, or correct EVERYCENT_TEMPORAL__ADDRESS and EVERYCENT_TEMPORAL__NAMESPACE"
         says = " ".join(str(error).split())
         return [Finding(what="Temporal", ok=False, says=says, fix=fix)]
-    where = f"{settings.temporal.address}, namespace {client.namespace}"
+    where = f"{address_of(client)}, namespace {client.namespace}"
     return [
         Finding(what="Temporal", ok=True, says=where),
         await _search_attributes(client),
@@ -183,6 +183,9 @@ def _queues() -> Iterator[tuple[str, str, TaskQueueType.ValueType]]:
     for service in SERVICES:
         for queue in (tries(service), finishes(service)):
             yield service, queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
+        if sweep_reads_of(service):
+            for worker in (service, "together"):
+                yield worker, sweeps(service), TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
 
 
 async def _queue(

@@ -72,6 +72,11 @@ async def connect(settings: Settings) -> Client:
         ) from error
 
 
+def address_of(client: Client) -> str:
+    """Return where a client is connected to, whoever named it."""
+    return client.service_client.config.target_host
+
+
 def _profile() -> dict[str, Any]:
     return {**ClientConfig.load_client_connect_config()}
 

@@ -9,6 +9,7 @@ import sys
 from types import TracebackType
 
 import typer
+from typer.exceptions import TyperException
 
 from starters.cli import bookings, case, explain, operate, order, stack, sweep, sweeper
 from starters.cli.common import ExitCode, one_line, say
@@ -16,7 +17,8 @@ from starters.cli.common import ExitCode, one_line, say
 app = typer.Typer(
     name="everycent",
     help="Order, payment and inventory transactions on Temporal.\n\nExit codes: 0 confirmed or ok,"
-    " 2 invalid input, 3 refused by the business, 4 a dependency is unreachable, 5 an invariant is"
+    " 1 a fault of ours, 2 invalid input, 3 refused by the business or the order waits for another"
+    " payment, 4 a dependency is unreachable, 5 an invariant is"
     " broken.",
     no_args_is_help=True,
     add_completion=False,
@@ -31,13 +33,25 @@ def main() -> int:
     if not os.environ.get("EVERYCENT_DEBUG"):
         sys.excepthook = _last_words
     try:
-        app()
+        # By itself typer tells a mistake in a box of many lines.
+        code = app(standalone_mode=False, prog_name="everycent")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else ExitCode.BUG
-    except KeyboardInterrupt:
+    except TyperException as mistake:
+        if said := _mistake(mistake):
+            say(f"error: {said}")
+        return ExitCode.INVALID
+    except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         return 130
-    return ExitCode.OK
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _mistake(mistake: TyperException) -> str:
+    """Say what was typed wrong, and whose help tells it; a group alone has shown its help."""
+    said = " ".join(mistake.format_message().split()).rstrip(".")
+    context = getattr(mistake, "ctx", None)
+    return f"{said}; see `{context.command_path} --help`" if said and context else said
 
 
 def _last_words(

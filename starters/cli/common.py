@@ -79,7 +79,7 @@ async def shop(data_dir: Path) -> AsyncIterator[Shop]:
     from everycent.settings import load
     from starters.bookings import Bookings
     from starters.checkouts import Checkouts
-    from starters.client import connect
+    from starters.client import address_of, connect
 
     silence_the_sdk()
     settings = load(data_dir, "reader")
@@ -90,7 +90,7 @@ async def shop(data_dir: Path) -> AsyncIterator[Shop]:
             checkouts = Checkouts(client, reader, together=together)
             yield Shop(settings, client, reader, checkouts, Bookings(client, together=together))
     except RPCError as error:
-        raise Unreachable(f"Temporal at {settings.temporal.address} says: {error}") from error
+        raise Unreachable(f"Temporal at {address_of(client)} says: {error}") from error
 
 
 @contextlib.asynccontextmanager

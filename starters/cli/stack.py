@@ -113,9 +113,13 @@ def status(
 ) -> None:
     """Show each process of the stack; exit code 0 when all are ready, 4 otherwise."""
     with _stack_errors():
+        from everycent.errors import InvalidRequest
         from everycent.stack.folder import DataFolder
 
-        report = _report(DataFolder(data_dir))
+        folder = DataFolder(data_dir)
+        if not folder.path.is_dir():
+            raise InvalidRequest(f"there is no folder {folder.path}; `everycent up` makes one")
+        report = _report(folder)
     if as_json:
         typer.echo(json.dumps(report))
     else:

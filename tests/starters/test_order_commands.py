@@ -284,7 +284,9 @@ async def test_stock_can_be_set_to_a_level(everycent: CommandLine) -> None:
 async def test_check_finds_a_running_stack_well(everycent: CommandLine) -> None:
     done = await everycent("check", shop=False)
     assert (done.exit_code, done.stdout.count("WRONG")) == (0, 0)
-    assert "task queue everycent-payment-finish: 1 worker polling" in done.stdout
+    for queue in ("workflows", "sweeper", "payment-finish", "order-sweep", "points-sweep"):
+        assert f"task queue everycent-{queue}: 1 worker polling" in done.stdout
+    assert "ledger-sweep" not in done.stdout  # Nothing is ever held there.
 
 
 async def test_audit_finds_a_shop_in_order(everycent: CommandLine, an_order: MakeOrder) -> None:
