@@ -59,14 +59,13 @@ class Replayed(Message):
 async def bundle_of(heard: Heard) -> Bundle:
     """Redact all that was heard of an order, and make its bundle."""
     redactor = Redactor(heard.tenant, heard.order_id, heard.workflow_id)
+    fetched = [run.fetched for run in heard.runs]
     redactor.learn(
-        (
-            message
-            for run in heard.runs
-            for message in (run.fetched.description, *run.fetched.events)
-        ),
+        (message for run in fetched for message in (run.description, *run.events)),
         [*(row.facts for row in heard.rows), *heard.entries],
     )
+    if not fetched:  # Nobody can tell which reason a person has typed: any may be.
+        redactor.take_as_typed(row.facts.get("reason", "") for row in heard.rows)
     redacted = await _redacted(heard, redactor)
     return Bundle(
         everycent=version("everycent"),

@@ -67,6 +67,10 @@ class Redactor:
             self.facts(each)
         self._pseudonyms.clear()
 
+    def take_as_typed(self, texts: Iterable[str]) -> None:
+        """Hide these texts whole, wherever they stand."""
+        self._typed.update(filter(None, texts))
+
     def protocol(self, message: P) -> P:
         """Return a message of Temporal's redacted.
 
@@ -209,9 +213,7 @@ class Redactor:
             if payload.metadata["encoding"] == b"json/plain":
                 told = json.loads(payload.data)
                 facts = told if isinstance(told, dict) else {}
-                self._typed.update(
-                    text for name, text in facts.items() if name in rules.SPOKEN and text
-                )
+                self.take_as_typed(each for name, each in facts.items() if name in rules.SPOKEN)
 
     def _protocol_text(self, message: Protocol, name: str, value: str) -> str:
         kind = message.DESCRIPTOR.name

@@ -105,7 +105,7 @@ def _words() -> Iterator[str]:
     ours = {flow.__module__ for flow in FLOWS}
     for name, module in list(sys.modules.items()):
         if (name.startswith("workflows.") or name in ours) and module.__file__:
-            for text in _texts_of(ast.parse(Path(module.__file__).read_text())):
+            for text in _texts_of(ast.parse(Path(module.__file__).read_text("utf-8"))):
                 yield from _WORDS.findall(text)
 
 

@@ -143,11 +143,18 @@ async def test_who_repaired_it_and_why_and_who_was_silent_where_is_hidden() -> N
         "resolved_at": "2026-01-02T13:00:00+00:00", "resolved_by": "anna",
         "resolution": "paid in cash by the customer", "proposals": ["retry"], "owner": "golden/o-1",
     }  # fmt: skip
+    hold = {
+        "key": "golden/o-1/reserve", "state": "CANCELLED", "reason": "the customer has paid late",
+        "ended_at": "2026-01-02T12:30:00+00:00", "tried_at": None, "parts": None,
+    }  # fmt: skip
     heard = Heard(
         "golden",
         "o-1",
         "checkout/golden/o-1",
-        rows=[StoryRow(service="order", table="repair_case", facts=case)],
+        rows=[
+            StoryRow(service="order", table="repair_case", facts=case),
+            StoryRow(service="inventory", table="reservation", facts=hold),
+        ],
         broken=[Broken("captured is what was due", "pay/first", "Anna paid 17 too much")],
         silent={"temporal": "no answer at anna.internal:7233"},
     )
@@ -155,6 +162,8 @@ async def test_who_repaired_it_and_why_and_who_was_silent_where_is_hidden() -> N
     assert not re.search(r"(?i)anna|4711|db-1|cash|internal|too much", bundle.model_dump_json())
     assert [event.what for event in bundle.timeline.events] == [
         "parked, 2 times: post ledger: Unknown: hidden-1's account hidden-2 at hidden-3",
+        # There is no history: nobody can tell that a flow has made this reason.
+        "reservation reserve CANCELLED, a tombstone: nothing had been tried: hidden-6",
         "case settled by hidden-4, done by hand: hidden-5",
     ]
     assert bundle.timeline.broken == ("captured is what was due -- pay/first",)
