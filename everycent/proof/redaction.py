@@ -168,7 +168,7 @@ class Redactor:
                     self._redact_payload(each, name)
                 else:
                     self._redact(each)
-        elif field.type == FieldDescriptor.TYPE_BYTES or name == "stack_trace":
+        elif field.type == FieldDescriptor.TYPE_BYTES:
             message.ClearField(name)
         elif field.type == FieldDescriptor.TYPE_STRING:
             if several:

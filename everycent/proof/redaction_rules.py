@@ -4,6 +4,7 @@ Whoever adds a name here lets its values out of the house. What is not named is 
 """
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -90,6 +91,7 @@ def fields_of(kind: type[BaseModel]) -> set[str]:
     return set(kind.model_fields).union(*(fields_of(each) for each in kind.__subclasses__()))
 
 
+@functools.cache
 def words_of_the_flows() -> frozenset[str]:
     """Return the words of which the flows of the catalog make their texts."""
     return frozenset(_words())

@@ -37,7 +37,10 @@ def redacted(name: str) -> WorkflowHistory:
     return WorkflowHistory(f"checkout/golden/{order_id}", [hide.protocol(each) for each in events])
 
 
-REDACTED = {name: redacted(name) for name in HISTORIES}
+@pytest.fixture(scope="module", name="given_away")
+def all_redacted() -> dict[str, WorkflowHistory]:
+    """Every recorded history, redacted."""
+    return {name: redacted(name) for name in HISTORIES}
 
 
 def in_clear(history: WorkflowHistory) -> str:
@@ -48,24 +51,30 @@ def in_clear(history: WorkflowHistory) -> str:
 
 
 @pytest.mark.requirement("I16")
-async def test_every_outcome_replays_when_it_is_redacted() -> None:
+async def test_every_outcome_replays_when_it_is_redacted(
+    given_away: dict[str, WorkflowHistory],
+) -> None:
     """Red when: a value is hidden that a flow branches on, or a reason is not made of its parts."""
-    assert await failures(Checkout, REDACTED) == {}
+    assert await failures(Checkout, given_away) == {}
 
 
 @pytest.mark.requirement("I16")
-def test_no_history_names_anybody_when_it_is_redacted() -> None:
+def test_no_history_names_anybody_when_it_is_redacted(
+    given_away: dict[str, WorkflowHistory],
+) -> None:
     """Red when: a name, token, address, provider's id, identity or machine stays anywhere."""
     for name, history in HISTORIES.items():
         assert any(secret in in_clear(history) for secret in SECRETS), name
-        left = [secret for secret in SECRETS if secret in in_clear(REDACTED[name])]
+        left = [secret for secret in SECRETS if secret in in_clear(given_away[name])]
         assert left == [], name
 
 
 @pytest.mark.requirement("I16")
-def test_amounts_skus_keys_and_the_steps_of_the_story_stay() -> None:
+def test_amounts_skus_keys_and_the_steps_of_the_story_stay(
+    given_away: dict[str, WorkflowHistory],
+) -> None:
     """Red when: all is hidden, and the story is of no use to whom it is given."""
-    told = in_clear(REDACTED[f"{max(HISTORIES).split('/')[0]}/remote/confirmed-by-second-card"])
+    told = in_clear(given_away[f"{max(HISTORIES).split('/')[0]}/remote/confirmed-by-second-card"])
     for word in (
         '"sku":"LAMP","units":1,"amount_minor":2933', '"currency":"EUR"', '"code":"card_declined"',
         "golden/confirmed-by-second-card/pay/second", "void payment first", "decide COMMITTING",
@@ -74,10 +83,12 @@ def test_amounts_skus_keys_and_the_steps_of_the_story_stay() -> None:
 
 
 @pytest.mark.requirement("I16")
-async def test_an_edited_flow_is_caught_by_redacted_histories_too() -> None:
+async def test_an_edited_flow_is_caught_by_redacted_histories_too(
+    given_away: dict[str, WorkflowHistory],
+) -> None:
     """Red when: the redacted history has lost the steps that are compared."""
     for mode in MODES:
-        of = {name: history for name, history in REDACTED.items() if f"/{mode}/" in name}
+        of = {name: history for name, history in given_away.items() if f"/{mode}/" in name}
         caught = await failures(OneStepMore, of)
         assert caught.keys() == {name.rsplit("/", 1)[-1] for name in of}
         assert all(isinstance(error, NondeterminismError) for error in caught.values())
