@@ -1,22 +1,10 @@
 """The sweeper's eyes: it reads each service in a lane of its own, and asks Temporal by id."""
 
-import asyncio
-import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio import activity
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, WorkflowExecutionStatus
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.api.workflowservice.v1 import (
-    DescribeWorkflowExecutionRequest,
-    ListWorkflowExecutionsRequest,
-)
-from temporalio.client import Client, WorkflowHistoryEventFilterType
-from temporalio.service import RPCError, RPCStatusCode
 
 from activities.boundary import errors_for_temporal
 from everycent.database import sweep_reads
@@ -35,6 +23,7 @@ from everycent.domain.sweep_questions import (
     UnfinishedPage,
     WorkflowIds,
 )
+from everycent.gateways.runs import describe_runs, list_running
 
 _AT_ONCE = 10
 
@@ -108,81 +97,6 @@ class RunSweepActivities:
     async def running(self, asked: Running) -> RunningPage:
         """Name orders' runs that have lived for a while; a list, so each is described after it."""
         return await list_running(activity.client(), asked)
-
-
-async def list_running(client: Client, asked: Running) -> RunningPage:
-    """Return workflow ids of checkouts that Temporal lists as begun before then and not closed."""
-    query = f"WorkflowType = 'checkout' AND StartTime < '{asked.before.isoformat()}'"
-    prefix = f"checkout/{asked.tenant}/" if asked.tenant else "checkout/"
-    try:
-        page = await list_open(client, query, limit=asked.limit, after=asked.after)
-    except RPCError as error:
-        if error.status is RPCStatusCode.UNIMPLEMENTED:  # The time-skipping server keeps no list.
-            return RunningPage(workflow_ids=())
-        raise
-    ours = tuple(each for each in page.workflow_ids if each.startswith(prefix))
-    return page.model_copy(update={"workflow_ids": ours})
-
-
-async def list_open(client: Client, query: str, *, limit: int, after: str = "") -> RunningPage:
-    """List runs that are not closed, paused ones too: the SDK's own list cannot read these."""
-    asked = ListWorkflowExecutionsRequest(
-        namespace=client.namespace,
-        page_size=limit,
-        next_page_token=base64.b64decode(after),
-        query=f"CloseTime IS NULL AND {query}" if query else "CloseTime IS NULL",
-    )
-    page = await client.workflow_service.list_workflow_executions(asked, retry=True)
-    return RunningPage(
-        workflow_ids=tuple(each.execution.workflow_id for each in page.executions),
-        next=base64.b64encode(page.next_page_token).decode() or None,
-    )
-
-
-async def describe_runs(client: Client, workflow_ids: Sequence[str]) -> list[RunState]:
-    """Describe each workflow by its id: a list shows a change late."""
-    runs: list[RunState] = []
-    for start in range(0, len(workflow_ids), _AT_ONCE):
-        some = workflow_ids[start : start + _AT_ONCE]
-        runs += await asyncio.gather(*(_describe(client, workflow_id) for workflow_id in some))
-    return runs
-
-
-async def _describe(client: Client, workflow_id: str) -> RunState:
-    asked = DescribeWorkflowExecutionRequest(
-        namespace=client.namespace, execution=WorkflowExecution(workflow_id=workflow_id)
-    )
-    try:
-        told = await client.workflow_service.describe_workflow_execution(asked, retry=True)
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
-            return RunState(workflow_id=workflow_id)
-        raise
-    run = told.workflow_execution_info
-    status = status_of(run)
-    how = ""
-    if status == "terminated":
-        how = await _how_it_ended(client, workflow_id, run.execution.run_id)
-    started_at = run.start_time.ToDatetime(UTC)
-    return RunState(workflow_id=workflow_id, status=status, ended_how=how, started_at=started_at)
-
-
-def status_of(run: WorkflowExecutionInfo) -> str:
-    """Name the status as Temporal says it: the SDK's own reading knows no paused run."""
-    if run.status == WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_UNSPECIFIED:
-        return "unknown"
-    name = WorkflowExecutionStatus.Name(run.status)
-    return name.removeprefix("WORKFLOW_EXECUTION_STATUS_").lower()
-
-
-async def _how_it_ended(client: Client, workflow_id: str, run_id: str) -> str:
-    handle = client.get_workflow_handle(workflow_id, run_id=run_id)
-    last = WorkflowHistoryEventFilterType.CLOSE_EVENT
-    async for event in handle.fetch_history_events(event_filter_type=last):
-        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
-            ended = event.workflow_execution_terminated_event_attributes
-            return f"by {ended.identity}: {ended.reason}"
-    return ""
 
 
 @asynccontextmanager

@@ -6,7 +6,6 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities.sweep import describe_runs, list_running
 from everycent import clock
 from everycent.database import sweep_reads
 from everycent.database.reads import Reader
@@ -26,6 +25,7 @@ from everycent.domain.sweep_questions import (
     WorkflowIds,
 )
 from everycent.errors import Unknown
+from everycent.gateways.runs import describe_runs, list_running
 from starters.refusals import TooLateError
 from workers.queues import SWEEPER
 from workflows.catalog import FLOW_NAMES

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from temporalio.client import Client
 
-from activities.sweep import describe_runs, list_open
+from everycent.gateways.runs import describe_runs, list_open
 
 _FEW = 100
 _PAGE = 1000

@@ -16,19 +16,14 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 
-from activities.sweep import (
-    HoldSweepActivities,
-    OrderSweepActivities,
-    describe_runs,
-    list_open,
-    status_of,
-)
+from activities.sweep import HoldSweepActivities, OrderSweepActivities
 from everycent.database import points
 from everycent.database.engine import Database
 from everycent.domain.order import CancelOrder, OrderStatus, RedirectPayment
 from everycent.domain.points import FreezePoints
 from everycent.domain.sweep import Act, RunState
 from everycent.domain.sweep_questions import HoldPage, Rows, Unfinished, UnfinishedPage
+from everycent.gateways.runs import describe_runs, list_open, status_of
 from everycent.proof.drivers import TemporalDrivers
 from everycent.settings import ServiceName
 from tests.proof.sweeper_site import acts, fill, hold_without_order, sweep, sweeping, temporal

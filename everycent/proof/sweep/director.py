@@ -15,7 +15,7 @@ from everycent.proof.sweep.stage import DYING, LOOK_SECONDS, Stage
 from everycent.proof.sweep.waves import Deeds
 
 T = TypeVar("T")
-RUN_SECONDS = 300.0
+RUN_SECONDS = 600.0  # A run that others keep killing gets there; one that is stuck never does.
 UNDER_WAY = 6  # So many times those on their way live at a time: the others wait for time-outs.
 AGAIN_SECONDS = 0.5
 SAY_AGAIN_SECONDS, SAY_SELDOM_SECONDS = 5.0, 40.0
