@@ -154,11 +154,13 @@ class SweepOrders:
         if finding.act is Act.TAKE_UP:
             return await self._take_up(finding.xid)
         assert finding.hold is not None, f"{finding.key} is no hold"
-        if not await self._is_still_so(finding.hold, finding):
+        now = await self._as_it_is_now(finding.hold)
+        if now is None or now.act is not finding.act:
             return "nothing: it has moved meanwhile"
-        if finding.kind == ORPHAN and not await self._withdraw(finding.xid):
+        # The repair of another hold may have withdrawn the id: then it is no order's any more.
+        if now.kind == ORPHAN and not await self._withdraw(finding.xid):
             return "nothing: its order was opened meanwhile"
-        return await self._end_hold(finding.hold, finding)
+        return await self._end_hold(finding.hold, now)
 
     async def _withdraw(self, xid: str) -> bool:
         """Decide in the place of the order's row; False if the order has one by now."""
@@ -177,7 +179,7 @@ class SweepOrders:
         )
         return isinstance(answer, Withdrawn)
 
-    async def _is_still_so(self, hold: Hold, finding: Finding) -> bool:
+    async def _as_it_is_now(self, hold: Hold) -> Finding | None:
         """Look at a hold right before the act, and judge it by the same rules as the look did."""
         eyes = _WorkerEyes()
         holds = await eyes.holds_of(hold.service, HoldsOf(keys=(hold.key,)))
@@ -186,11 +188,10 @@ class SweepOrders:
         owners = tuple(f"{flow}/{hold.xid}" for flow in FLOW_NAMES)
         runs = await eyes.runs(WorkflowIds(workflow_ids=owners))
         caseless = standing.model_copy(update={"cases": ()})  # Ours was opened a moment ago.
-        return any(
-            (again.kind, again.act) == (finding.kind, finding.act)
-            for now in holds.holds
-            if (again := judge_hold(now, caseless, runs, self._sweep, workflow.now()))
+        judged = (
+            judge_hold(now, caseless, runs, self._sweep, workflow.now()) for now in holds.holds
         )
+        return next(judged, None)
 
     async def _take_up(self, xid: str) -> str:
         """Start a run of the order, as it was asked for, unless it has ended or runs by now."""

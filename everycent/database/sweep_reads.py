@@ -28,7 +28,7 @@ _TABLES: dict[HoldService, tuple[str, str, str, str]] = {
 }
 _FACTS = (
     "o.tenant || '/' || o.order_id AS xid, o.decision, o.status, o.attempt, o.waits_for, o.driver,"
-    " o.moved_at, o.window_ends_at, o.total_minor, o.currency"
+    " o.moved_at, o.window_ends_at, o.total_minor, o.currency, o.request IS NULL AS withdrawn"
 )
 _REQUEST = ", CASE WHEN o.result IS NULL THEN o.request END AS request"
 _CASES = (

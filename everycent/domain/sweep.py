@@ -53,6 +53,7 @@ class OrderFacts(Message):
     window_ends_at: AwareDatetime
     total_minor: int | None = None  # Of an id that was withdrawn nothing is known.
     currency: str | None = None
+    withdrawn: bool = False  # It is no order but the tombstone of an id.
     request: PlaceOrder | None = None  # Of an unfinished order, if it was asked for.
 
 
@@ -248,7 +249,9 @@ def _giving_back(finding: Finding, minor: int | None, currency: str | None) -> F
 
 
 def _is_fresh(order: OrderFacts, sweep: Sweep, at: datetime) -> bool:
-    return order.moved_at + timedelta(seconds=sweep.grace_seconds) > at
+    """Tell whether its run may still be at work; no run is at work on a withdrawn id."""
+    moved_since = order.moved_at + timedelta(seconds=sweep.grace_seconds) > at
+    return moved_since and not order.withdrawn
 
 
 def _is_stuck(order: OrderFacts, sweep: Sweep, at: datetime) -> str:

@@ -180,6 +180,16 @@ def test_a_hold_of_a_closed_order_ends_as_its_decision_says(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("withdrawn", "act"), [(False, None), (True, Act.CANCEL)])
+def test_an_order_that_has_just_moved_has_its_grace_and_a_withdrawn_id_needs_none(
+    withdrawn: bool, act: Act | None
+) -> None:
+    """Its run may still be at work; on a withdrawn id no run is."""
+    facts = REJECTED.model_copy(update={"moved_at": ago(1), "withdrawn": withdrawn})
+    found = of_hold(hold(), facts)
+    assert (found and found.act) == act
+
+
 @pytest.mark.parametrize(
     ("row", "facts"),
     [

@@ -1,7 +1,11 @@
 """The sweeper decides in the order's row before it gives back a hold that no order explains."""
 
+from datetime import UTC, datetime
+
 import pytest
 
+from everycent.database import account
+from everycent.domain.account import FreezeBalance
 from everycent.domain.order import CancelOrder, OrderStatus, RedirectPayment
 from everycent.domain.sweep import Act
 from everycent.proof.explain import explain
@@ -77,5 +81,35 @@ async def test_an_order_that_opens_first_keeps_its_hold(shop: Shop, settings: Se
     await shop.checkouts.cancel(shop.tenant, "ghost", CancelOrder())
     result = await shop.client.get_workflow_handle(order.workflow_id()).result()
     assert result["status"] == OrderStatus.CANCELLED
+    assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
+    assert await audit_of(shop, settings) == []
+
+
+@pytest.mark.requirement("I8", "AC2.5")
+async def test_one_pass_gives_back_all_that_is_held_for_an_id_without_an_order(
+    shop: Shop, settings: Settings
+) -> None:
+    """Stock, and two payments from a balance; the order's row is withdrawn for the first of them.
+
+    Red when: what the pass has withdrawn itself is taken for an order that has just moved: the
+    money stays frozen, and its case says that it was repaired.
+    """
+    await fill(shop)
+    await hold_without_order(shop)
+    now = datetime.now(UTC)
+    wanted = [
+        FreezeBalance(
+            key=f"{shop.tenant}/ghost/pay/{name}", at=now, opened_on=now.date(),
+            account="a-1", currency="EUR", amount_minor=10_000,
+        )
+        for name in ("first", "second")
+    ]  # fmt: skip
+    async with shop.databases["account"].transaction() as tx:
+        await account.freeze_balance(tx, wanted)
+    report = await sweep(shop, grace_seconds=120)
+    assert [(finding.act, finding.repaired) for finding in report.findings] == [
+        (Act.CANCEL, True)
+    ] * 3
+    assert {row["state"] for row in await shop.rows("account", "balance_hold")} == {"CANCELLED"}
     assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
     assert await audit_of(shop, settings) == []
