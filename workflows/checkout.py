@@ -73,7 +73,7 @@ class Checkout:
         self._saga = Saga()
         self._verdict = Verdict(decision=Decision.OPEN)
         self._doing = ""
-        self._opened = False
+        self._opened: OpenedOrder | None = None
         self._deciding = False
         self._cancel: CancelOrder | None = None
         self._payments: dict[int, Payment] = {}  # By number, from 1, as they were written down.
@@ -123,11 +123,13 @@ class Checkout:
     async def _open_again(self) -> OpenedOrder:
         """Ask the order's row how far the order has come."""
         opened = await self._desk.must("open", self._order.step_key("open"), self._steps.open)
+        if isinstance(opened, OrderWithdrawn) and self._opened is not None:
+            opened = self._opened.withdrawn(opened, tuple(self._payments.values()))
         assert isinstance(opened, OpenedOrder), "an order does not change what was asked for"
         return self._know(opened)
 
     def _know(self, opened: OpenedOrder) -> OpenedOrder:
-        self._opened = True
+        self._opened = opened
         self._steps.opened_on = opened.opened_on
         self._steps.window_ends_at = opened.window_ends_at
         self._payments = dict(enumerate(opened.attempts, start=1))
@@ -312,16 +314,15 @@ class Checkout:
         self._verdict = opened.verdict
         self._deciding = True
         self._saga = saga = Saga()
-        order = self._order
         saga.may_have_run(
             "release stock",
-            order.step_key("reserve"),
+            self._order.step_key("reserve"),
             lambda _: self._steps.release_stock(self._verdict.reason),
         )
-        if order.points:
+        if self._order.points:
             saga.may_have_run(
                 "release points",
-                order.step_key("points"),
+                self._order.step_key("points"),
                 lambda _: self._steps.unfreeze_points(self._verdict.reason),
             )
         for payment in opened.attempts:
@@ -563,7 +564,7 @@ class Checkout:
     @workflow.update
     async def pay(self, request: PayOrder) -> AttemptAnswer:
         """Name another payment for an order whose last one was refused or takes too long."""
-        await workflow.wait_condition(lambda: self._opened or self._failure is not None)
+        await workflow.wait_condition(lambda: self._opened is not None or self._failure is not None)
         self._check_failure()
         answer = await self._steps.add_attempt(request.payment)
         if isinstance(answer, AttemptAdded):

@@ -227,6 +227,12 @@ class OpenedOrder(Message):
     attempts: tuple[Payment, ...] = ()
     result: OrderResult | None = None
 
+    def withdrawn(self, why: OrderWithdrawn, attempts: tuple[Payment, ...]) -> "OpenedOrder":
+        """Return it as one to be undone: its row was lost under its run, and its id withdrawn."""
+        status = OrderStatus.REJECTED
+        verdict = Verdict(decision=Decision.ABORTING, status=status, reason=why.reason)
+        return self.model_copy(update={"verdict": verdict, "attempts": attempts})
+
 
 class OrderDiffers(Refusal):
     """The id is taken by another order; `fields` are those that differ."""

@@ -1,15 +1,22 @@
 """The sweeper decides in the order's row before it gives back a hold that no order explains."""
 
+import asyncio
+import uuid
 from datetime import UTC, datetime
 
 import pytest
+from sqlalchemy import text
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 
 from everycent.database import account
+from everycent.database.engine import Database
 from everycent.domain.account import FreezeBalance
-from everycent.domain.order import CancelOrder, OrderStatus, RedirectPayment
+from everycent.domain.order import CancelOrder, OrderStatus, PlaceOrder, RedirectPayment
 from everycent.domain.sweep import Act
 from everycent.proof.explain import explain
-from everycent.settings import Settings
+from everycent.settings import ServiceName, Settings
 from starters.refusals import OrderWithdrawnError
 from tests.proof.sweeper_site import (
     audit_of,
@@ -18,6 +25,7 @@ from tests.proof.sweeper_site import (
     sweep,
     sweeper,
     temporal,
+    terminate,
     together,
 )
 from tests.workflows.conftest import Shop
@@ -113,3 +121,68 @@ async def test_one_pass_gives_back_all_that_is_held_for_an_id_without_an_order(
     assert {row["state"] for row in await shop.rows("account", "balance_hold")} == {"CANCELLED"}
     assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
     assert await audit_of(shop, settings) == []
+
+
+@pytest.mark.requirement("I7", "I8")
+async def test_a_run_that_is_reset_after_its_id_was_withdrawn_undoes_what_it_holds(
+    shop: Shop, settings: Settings, owners: dict[ServiceName, Database]
+) -> None:
+    """The order's database was set back, its run terminated, its hold given back; then a reset.
+
+    Red when: the run takes it for impossible that its id was withdrawn: it fails, and what it has
+    held since stays.
+    """
+    await fill(shop)
+    order = shop.order("ghost", units=3, points=100, payment=RedirectPayment())
+    lost = asyncio.Event()
+
+    async def lose() -> None:
+        await terminate(shop.client, order)
+        lost.set()
+
+    shop.fault("points.freeze_points", order_id="ghost", hook=lose)  # Nothing is held by it.
+    await shop.start(order)
+    await asyncio.wait_for(lost.wait(), 30)
+    async with owners["order"].transaction() as tx:
+        for table in ("payment_attempt", "shop_order"):
+            await tx.execute(
+                text(f"DELETE FROM {table} WHERE tenant = :tenant"), {"tenant": shop.tenant}
+            )
+    await sweep(shop)
+    assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
+    await _reset_to_its_end(shop, order)
+
+    async def waits() -> bool:
+        return bool(await shop.rows("payment", "payment"))
+
+    await shop.until(waits, 30)
+    handle = shop.client.get_workflow_handle(order.workflow_id())
+    await handle.cancel()
+    result = await asyncio.wait_for(handle.result(), 60)
+    assert result["status"] == OrderStatus.REJECTED
+    assert result["reason"].startswith("what was held for it had no order")
+    kept: tuple[tuple[ServiceName, str], ...] = (("points", "points_hold"), ("payment", "payment"))
+    for service, table in kept:
+        states = {row["state"] for row in await shop.rows(service, table)}
+        assert states == {"CANCELLED"}, table
+    assert await audit_of(shop, settings) == []
+
+
+async def _reset_to_its_end(shop: Shop, order: PlaceOrder) -> None:
+    """Reset the order's run to the last workflow task that it completed."""
+    handle = shop.client.get_workflow_handle(order.workflow_id())
+    run_id = (await handle.describe()).run_id
+    done = [
+        event.event_id
+        async for event in handle.fetch_history_events()
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+    ]
+    await shop.client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=shop.client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=run_id),
+            reason="by mistake",
+            workflow_task_finish_event_id=done[-1],
+            request_id=uuid.uuid4().hex,
+        )
+    )
