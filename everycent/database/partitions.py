@@ -29,7 +29,7 @@ AHEAD = 3
 LOCK_TIMEOUT = "100ms"
 TRIES = 10
 PAUSE_SECONDS = 0.5
-_LOCK_NOT_AVAILABLE = "55P03"
+_LOCK_NOT_AVAILABLE, _UNDEFINED_TABLE = "55P03", "42P01"
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,20 @@ async def drop_partitions(
     """Drop each partition of days before that day alone, unless one of its rows is not finished.
 
     The caller guarantees that no message about an earlier day can come any more, and that no order
-    of such a day is open. What is in use all the time is kept for the next time.
+    of such a day is open. What is in use all the time is kept for the next time. What another
+    keeper drops meanwhile is left to him, and not told.
     """
     async with engine.connect() as connection:
         parts = await partitions_of(connection, table)
     over = [part.name for part in parts if part.high is not None and part.high <= before]
-    return [await _drop(engine, table, name, dry_run=dry_run) for name in over]
+    months: list[Month] = []
+    for name in over:
+        try:
+            months.append(await _drop(engine, table, name, dry_run=dry_run))
+        except DBAPIError as error:
+            if sqlstate_of(error) != _UNDEFINED_TABLE:
+                raise
+    return months
 
 
 async def partitions_of(connection: AsyncConnection, table: AgingTable) -> list[Partition]:

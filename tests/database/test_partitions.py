@@ -234,6 +234,25 @@ async def test_who_holds_the_table_is_not_waited_for(
     await engine.dispose()
 
 
+async def test_two_keepers_at_once_drop_each_month_once(
+    owner: Database, worker: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red when: a month that another keeper drops behind our look is an error of PostgreSQL's."""
+    await fill(owner, [JANUARY, FEBRUARY], 28)
+    plain, other = partitions._look, list[Month]()
+
+    async def overtaken(*args: Any) -> Month:
+        month = await plain(*args)
+        monkeypatch.setattr(partitions, "_look", plain)
+        other.extend(await drop_partitions(owner.engine, TABLE, before=MARCH))
+        return month
+
+    monkeypatch.setattr(partitions, "_look", overtaken)
+    assert await drop_partitions(owner.engine, TABLE, before=MARCH) == []
+    assert [month.rows for month in other] == [0, 28, 28]
+    assert next(iter(await rows_of(owner))) == "seen_hold_2026_03"
+
+
 async def test_a_table_that_only_notes_what_it_saw_has_nothing_unfinished(owner: Database) -> None:
     """The keeper asks for a name and a column `opened_on`: an inbox has no states."""
     inbox = AgingTable("seen_mail", unfinished="false")
