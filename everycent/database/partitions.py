@@ -5,8 +5,9 @@ last one no upper end: every insert finds its place, whether the keeper comes in
 it drops stays closed: PostgreSQL has no place for a row of such a day, so that a message that comes
 too late is refused and never taken for a first one (docs/decisions/0008-months.md).
 
-Each lock is waited for `LOCK_TIMEOUT` at most and then tried again later. Traffic stands still for
-no longer than that, and we give up long before PostgreSQL would look for a deadlock.
+Each lock is waited for `LOCK_TIMEOUT` at most and then tried again later: we give up long before
+PostgreSQL would look for a deadlock. It is held for a moment, but for a last partition that has
+rows: PostgreSQL reads it through as it is ended. So the keeper should come before a month begins.
 """
 
 import asyncio
