@@ -78,6 +78,12 @@ class HoldSweepActivities:
         async with _reading(self._database) as tx:
             return await sweep_reads.holds_of(tx, self._service, asked)
 
+    @activity.defn(name="sweep.confirmed_of")
+    async def confirmed_of(self, asked: StandingsOf) -> KeyPage:
+        """Name what of these orders is confirmed."""
+        async with _reading(self._database) as tx:
+            return await sweep_reads.confirmed_of(tx, self._service, asked)
+
     @activity.defn(name="sweep.unsold")
     async def unsold(self, asked: StandingsOf) -> KeyStates:
         """Name the reservations of these orders that are not sold; of the inventory alone."""

@@ -41,6 +41,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from everycent.domain.sweep_pass import Pass, Progress, too_much
     from everycent.domain.sweep_questions import (
+        HOLD_SERVICES,
         HoldPage,
         HoldsOf,
         KeyPage,
@@ -163,7 +164,15 @@ class SweepOrders:
         return await self._end_hold(finding.hold, now)
 
     async def _withdraw(self, xid: str) -> bool:
-        """Decide in the place of the order's row; False if the order has one by now."""
+        """Decide in the place of the order's row; False if the order has one by now.
+
+        An order of which something was confirmed had been decided: its row is lost, its id is not
+        free, and what it still holds is to be confirmed by the order that is placed again.
+        """
+        if confirmed := await self._confirmed(xid):
+            raise _Unrepaired(
+                f"the order's row is lost, and {confirmed} is CONFIRMED: place it again"
+            )
         tenant, _, order_id = xid.partition("/")
         answer = await workflow.execute_activity_method(
             OrderActivities.withdraw_order,
@@ -178,6 +187,15 @@ class SweepOrders:
             **_LOOK,
         )
         return isinstance(answer, Withdrawn)
+
+    async def _confirmed(self, xid: str) -> str:
+        """Ask every service, and return a key of the order that is confirmed, if there is one."""
+        for service in HOLD_SERVICES:
+            asked = StandingsOf(xids=(xid,))
+            page = await _ask(HoldSweepActivities.confirmed_of, asked, sweeps(service))
+            if page.keys:
+                return page.keys[0]
+        return ""
 
     async def _as_it_is_now(self, hold: Hold) -> Finding | None:
         """Look at a hold right before the act, and judge it by the same rules as the look did."""

@@ -149,6 +149,20 @@ async def holds_of(tx: AsyncConnection, service: HoldService, asked: HoldsOf) ->
     return HoldPage(holds=_holds(service, found), looked_at=len(rows))
 
 
+async def confirmed_of(tx: AsyncConnection, service: HoldService, asked: StandingsOf) -> KeyPage:
+    """Return what of these orders a service has confirmed, by its keys."""
+    spans = [Span.of(f"{xid}/") for xid in asked.xids]
+    result = await tx.execute(
+        sql(
+            f"SELECT r.key FROM unnest(CAST(:lows AS text[]), CAST(:highs AS text[])) AS w (l, h)"
+            f" JOIN {_TABLES[service][0]} AS r ON r.key >= w.l AND r.key < w.h"
+            " WHERE r.state = 'CONFIRMED' ORDER BY r.key"
+        ),
+        {"lows": [span.low for span in spans], "highs": [span.high for span in spans]},
+    )
+    return KeyPage(keys=tuple(row.key for row in result))
+
+
 async def unsold(tx: AsyncConnection, asked: StandingsOf) -> KeyStates:
     """Return those of the orders' reservations that are not CONFIRMED, with their state."""
     result = await tx.execute(

@@ -123,6 +123,39 @@ async def test_one_pass_gives_back_all_that_is_held_for_an_id_without_an_order(
     assert await audit_of(shop, settings) == []
 
 
+@pytest.mark.requirement("AC6.6", "I8")
+async def test_an_order_that_was_paid_keeps_its_id_when_its_row_is_lost(
+    shop: Shop, settings: Settings, owners: dict[ServiceName, Database]
+) -> None:
+    """Its run ends right after the capture, and the order's database is set back.
+
+    Red when: the id is withdrawn because one hold of it is still open: the order can never be
+    placed again, its money stays captured, and its points come back.
+    """
+    await fill(shop)
+    order = shop.order("paid", units=3, points=100)
+    lost = asyncio.Event()
+
+    async def lose() -> None:
+        await terminate(shop.client, order)
+        lost.set()
+
+    shop.fault("points.redeem_points", "Transient", order_id="paid", hook=lose)
+    await shop.start(order)
+    await asyncio.wait_for(lost.wait(), 30)
+    await _lose_rows(shop, owners)
+    report = await sweep(shop)
+    [open_hold] = [f for f in report.findings if f.act is Act.CANCEL and "points" in f.before]
+    assert not open_hold.repaired
+    assert "is CONFIRMED: place it again" in open_hold.after
+    assert (await shop.rows("points", "points_hold"))[0]["state"] == "TRIED"
+    await shop.checkouts.place(order)
+    result = await shop.checkouts.wait(shop.tenant, "paid")
+    assert result.status is OrderStatus.CONFIRMED
+    assert await shop.stock() == {"free": 497, "held": 0, "sold": 3}
+    assert await audit_of(shop, settings) == []
+
+
 @pytest.mark.requirement("I7", "I8")
 async def test_a_run_that_is_reset_after_its_id_was_withdrawn_undoes_what_it_holds(
     shop: Shop, settings: Settings, owners: dict[ServiceName, Database]
@@ -143,11 +176,7 @@ async def test_a_run_that_is_reset_after_its_id_was_withdrawn_undoes_what_it_hol
     shop.fault("points.freeze_points", order_id="ghost", hook=lose)  # Nothing is held by it.
     await shop.start(order)
     await asyncio.wait_for(lost.wait(), 30)
-    async with owners["order"].transaction() as tx:
-        for table in ("payment_attempt", "shop_order"):
-            await tx.execute(
-                text(f"DELETE FROM {table} WHERE tenant = :tenant"), {"tenant": shop.tenant}
-            )
+    await _lose_rows(shop, owners)
     await sweep(shop)
     assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
     await _reset_to_its_end(shop, order)
@@ -186,3 +215,12 @@ async def _reset_to_its_end(shop: Shop, order: PlaceOrder) -> None:
             request_id=uuid.uuid4().hex,
         )
     )
+
+
+async def _lose_rows(shop: Shop, owners: dict[ServiceName, Database]) -> None:
+    """Set the order's database back to before the order."""
+    async with owners["order"].transaction() as tx:
+        for table in ("payment_attempt", "shop_order"):
+            await tx.execute(
+                text(f"DELETE FROM {table} WHERE tenant = :tenant"), {"tenant": shop.tenant}
+            )
