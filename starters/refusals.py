@@ -20,4 +20,4 @@ class NotRunningError(InvalidRequest):
 
 
 class OrderWithdrawnError(TooLateError):
-    """What was held under the id had no order and was given back: it can be placed no more."""
+    """What was held under the id had no order, so it was withdrawn: it can be placed no more."""

@@ -31,6 +31,9 @@ LOCK_TIMEOUT = "100ms"
 TRIES = 10
 PAUSE_SECONDS = 0.5
 _LOCK_NOT_AVAILABLE, _UNDEFINED_TABLE = "55P03", "42P01"
+_DUPLICATE_OBJECT, _UNDEFINED_OBJECT = "42710", "42704"
+_CLOSE = "ALTER TABLE {name} ADD CONSTRAINT {name}_is_closed CHECK (false) NOT VALID"
+_OPEN = "ALTER TABLE {name} DROP CONSTRAINT {name}_is_closed"
 
 
 @dataclass(frozen=True)
@@ -170,20 +173,22 @@ async def _drop(engine: AsyncEngine, table: AgingTable, name: str, *, dry_run: b
     Closed it takes no write, and its rows are read under no lock that anybody could wait for. After
     a crash it is still closed, and the next time goes on from there.
     """
-    opened = f"ALTER TABLE {name} DROP CONSTRAINT IF EXISTS {name}_is_closed"
-    closed = f"{opened}, ADD CONSTRAINT {name}_is_closed CHECK (false) NOT VALID"
-    month = await _look(engine, table, name)
+    month, is_closed = await _look(engine, table, name), await _is_closed(engine, name)
     if dry_run:
         return month
     busy = Month(name, month.rows, "others hold it")
     if not month.kept:
-        if not await _alter(engine, closed):
+        is_closed = is_closed or await _alter(engine, _CLOSE.format(name=name))
+        if not is_closed:
             return busy
         month = await _look(engine, table, name)
-    if month.kept:
-        await _alter(engine, opened)
-        return month
-    return month if await _alter(engine, f"DROP TABLE {name}") else busy
+    if not month.kept:
+        # The constraint goes first: a month that was opened meanwhile is not dropped.
+        gone = await _alter(engine, _OPEN.format(name=name), f"DROP TABLE {name}")
+        return month if gone else busy
+    if is_closed and not await _alter(engine, _OPEN.format(name=name)):
+        return Month(name, month.rows, f"{month.kept}, and it stays closed: others hold it")
+    return month
 
 
 async def _look(engine: AsyncEngine, table: AgingTable, name: str) -> Month:
@@ -199,14 +204,29 @@ async def _look(engine: AsyncEngine, table: AgingTable, name: str) -> Month:
     return Month(name, found.rows, kept)
 
 
-async def _alter(engine: AsyncEngine, statement: str) -> bool:
-    """Run a statement that needs a lock, and tell whether it got it."""
+async def _is_closed(engine: AsyncEngine, name: str) -> bool:
+    async with engine.connect() as connection:
+        found = await connection.scalar(
+            sql("SELECT count(*) FROM pg_constraint WHERE conname = :closed"),
+            {"closed": f"{name}_is_closed"},
+        )
+    return bool(found)
+
+
+async def _alter(engine: AsyncEngine, *statements: str) -> bool:
+    """Run what needs a lock, in one transaction; False if it did not get it, or came too late."""
 
     async def run(tx: AsyncConnection) -> bool:
-        await tx.execute(sql(statement))
+        for statement in statements:
+            await tx.execute(sql(statement))
         return True
 
-    return bool(await _briefly(engine, run))
+    try:
+        return bool(await _briefly(engine, run))
+    except DBAPIError as error:
+        if sqlstate_of(error) not in (_DUPLICATE_OBJECT, _UNDEFINED_OBJECT):
+            raise
+        return False  # Another keeper was here between our look and our lock.
 
 
 async def _briefly(

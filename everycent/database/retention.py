@@ -20,9 +20,8 @@ from everycent.errors import InvalidRequest
 from everycent.settings import PoolSettings, ServiceName, Settings
 
 BATCH = 1000
-_HOUR = (
-    3600.0  # Old rows are found by reading a table through: of a busy year, not in five seconds.
-)
+# Old rows are found by reading a table through: of a busy year, not in five seconds.
+_HOUR = 3600.0
 _UNHURRIED = PoolSettings(
     size=1, statement_timeout_seconds=_HOUR, transaction_timeout_seconds=2 * _HOUR
 )

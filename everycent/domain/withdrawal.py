@@ -49,4 +49,4 @@ class OrderWithdrawn(Refusal):
 
 def why_withdrawn(at: datetime) -> str:
     """Say in plain words why an order can no longer be placed under an id."""
-    return f"what was held for it had no order and was given back at {at:%Y-%m-%d %H:%M} UTC"
+    return f"what was held for it had no order, so its id was withdrawn at {at:%Y-%m-%d %H:%M} UTC"

@@ -253,6 +253,29 @@ async def test_two_keepers_at_once_drop_each_month_once(
     assert next(iter(await rows_of(owner))) == "seen_hold_2026_03"
 
 
+async def test_a_month_that_stays_closed_says_so_and_one_that_is_open_is_left_alone(
+    owner: Database, worker: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red when: the keeper does not ask whether it could open the month again."""
+    await drop_partitions(owner.engine, TABLE, before=JANUARY)
+    async with worker.transaction() as tx:
+        await try_(tx, [hold("s/late/x", JANUARY)])
+    altered: list[tuple[str, ...]] = []
+
+    async def never(_engine: Any, *statements: str) -> bool:
+        altered.append(statements)
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(partitions, "_alter", never)
+        [month] = await drop_partitions(owner.engine, TABLE, before=FEBRUARY)
+        assert (month.kept, altered) == ("1 rows are not finished", [])
+        async with owner.transaction() as tx:
+            await tx.execute(text(partitions._CLOSE.format(name=month.name)))
+        [month] = await drop_partitions(owner.engine, TABLE, before=FEBRUARY)
+        assert month.kept == "1 rows are not finished, and it stays closed: others hold it"
+
+
 async def test_a_table_that_only_notes_what_it_saw_has_nothing_unfinished(owner: Database) -> None:
     """The keeper asks for a name and a column `opened_on`: an inbox has no states."""
     inbox = AgingTable("seen_mail", unfinished="false")

@@ -42,7 +42,7 @@ async def test_an_id_without_an_order_is_withdrawn_once(databases: Pools, tenant
     assert await withdrawn(databases, tenant) == Withdrawn()
     assert await withdrawn(databases, tenant, by="sweeper/y") == Withdrawn()
     refused = OrderWithdrawn(reason=why_withdrawn(NOON))
-    assert refused.reason.endswith("and was given back at 2026-01-02 12:00 UTC")
+    assert refused.reason.endswith("so its id was withdrawn at 2026-01-02 12:00 UTC")
     for amount in (2933, 1):  # Whatever is asked for.
         assert await opened(databases, tenant, amount_minor=amount) == refused
     verdict = await call(databases, order.decide, wants(tenant, Decision.COMMITTING))
