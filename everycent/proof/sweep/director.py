@@ -328,6 +328,8 @@ def _wrong_end(run: Run) -> str:
     right = {run.scenario.usual}
     if run.cell.fault.for_good:
         right |= run.scenario.given_up
+    if run.cell.fault.deed.startswith("put Temporal back"):
+        right |= run.scenario.forgotten
     if run.cell.fault.deed == "cancel":
         right |= {"CANCELLED"}
     if run.state.status not in right:

@@ -64,6 +64,11 @@ class Scenario(Protocol):
         """The further ends that are right when a step fails for good."""
         ...
 
+    @property
+    def forgotten(self) -> frozenset[str]:
+        """The further ends that are right when Temporal has forgotten the last second."""
+        ...
+
     async def prepare(self, shop: Shop, tenant: str) -> None:
         """Fill the tenant's shelves and accounts."""
         ...
