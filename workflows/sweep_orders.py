@@ -7,7 +7,7 @@ cannot be repaired stays open for a person.
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import date
 from typing import Any, TypeVar
 
 from temporalio import workflow
@@ -16,18 +16,12 @@ from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
-    from activities.account import AccountActivities
-    from activities.inventory import InventoryActivities
     from activities.order import OrderActivities
     from activities.payment import PaymentActivities
-    from activities.points import PointsActivities
     from activities.sweep import HoldSweepActivities, OrderSweepActivities, RunSweepActivities
-    from everycent.domain.account import DebitBalance, UnfreezeBalance
-    from everycent.domain.inventory import CommitStock, ReleaseStock
     from everycent.domain.order import ParkStep, SettleCase
     from everycent.domain.outcome import Refusal
-    from everycent.domain.payment import CapturePayment, PaidAnyway, VoidPayment
-    from everycent.domain.points import RedeemPoints, UnfreezePoints
+    from everycent.domain.payment import PaidAnyway, RefundPayment
     from everycent.domain.sweep import (
         ORPHAN,
         Act,
@@ -59,8 +53,8 @@ with workflow.unsafe.imports_passed_through():
     from workflows.attributes import of_order
     from workflows.catalog import FLOW_NAMES
     from workflows.checkout import Checkout
-    from workflows.options import DATABASE_STEP, PROVIDER_STEP, BeatingOptions, StepOptions
     from workflows.place import TOGETHER_MEMO
+    from workflows.sweep_ends import CALL, ENDS, LOOK
     from workflows.sweep_look import Look
     from workflows.telling import summary
 
@@ -68,10 +62,6 @@ A = TypeVar("A")
 Q = TypeVar("Q")
 SWEPT_BY = "everycent sweeper"
 _WHY = "found by the sweeper: "
-_PATIENCE = timedelta(minutes=5)  # A repair that gets no answer is tried again by the next pass.
-_LOOK = StepOptions(**DATABASE_STEP, schedule_to_close_timeout=_PATIENCE)
-_CALL = BeatingOptions(**PROVIDER_STEP, schedule_to_close_timeout=_PATIENCE)
-_Step = Callable[[dict[str, Any], str, str], Awaitable[Any]]  # What, why, and by which queue.
 
 
 @workflow.defn(name="sweep_orders")
@@ -184,7 +174,7 @@ class SweepOrders:
             ),
             task_queue=self._queue("order"),
             summary=f"withdraw {xid}",
-            **_LOOK,
+            **LOOK,
         )
         return isinstance(answer, Withdrawn)
 
@@ -236,12 +226,35 @@ class SweepOrders:
 
     async def _end_hold(self, hold: Hold, finding: Finding) -> str:
         """Confirm or cancel a hold as its order's decision says; its row is the fence."""
-        step = _STEPS[(hold.kind, finding.act)]
+        step = ENDS[(hold.kind, finding.act)]
         base = {"key": hold.key, "at": workflow.now(), "opened_on": hold.opened_on}
         answer = await step(base, _WHY + finding.kind, self._queue(hold.service))
-        if isinstance(answer, Refusal | PaidAnyway):
+        if isinstance(answer, PaidAnyway):
+            return await self._refund_late(hold, answer.amount_minor)
+        if isinstance(answer, Refusal):
             raise _Unrepaired(f"{type(answer).__name__}: {answer.model_dump_json()}")
         return f"{hold.kind} was {'confirmed' if finding.act is Act.CONFIRM else 'cancelled'}"
+
+    async def _refund_late(self, hold: Hold, amount_minor: int) -> str:
+        """Give back what came before the void did, under the key by which a run would do it."""
+        request_id = hold.key.removeprefix(f"{hold.xid}/pay/")
+        answer = await workflow.execute_activity_method(
+            PaymentActivities.refund,
+            RefundPayment(
+                key=f"{hold.xid}/late-refund/{request_id}",
+                payment_key=hold.key,
+                amount_minor=amount_minor,
+                currency=hold.currency,
+                at=workflow.now(),
+                opened_on=date.fromisoformat(hold.opened_on),
+            ),
+            task_queue=self._queue("payment"),
+            summary=f"refund {hold.key}",
+            **CALL,
+        )
+        if isinstance(answer, Refusal):
+            raise _Unrepaired(f"{type(answer).__name__}: {answer.model_dump_json()}")
+        return f"payment had been paid: {amount_minor} minor units were refunded"
 
     def _queue(self, service: str) -> str:
         return TOGETHER if self._together else finishes(service)
@@ -264,7 +277,7 @@ class SweepOrders:
             ),
             task_queue=self._queue("order"),
             summary=f"note: {finding.kind}",
-            **_LOOK,
+            **LOOK,
         )
 
     async def _settle(self, finding: Finding, after: str) -> None:
@@ -282,7 +295,7 @@ class SweepOrders:
             ),
             task_queue=self._queue("order"),
             summary=f"note: {after}",
-            **_LOOK,
+            **LOOK,
         )
 
 
@@ -310,45 +323,6 @@ def _tell(finding: Finding) -> None:
 
 def _count(name: str, what: str, **labels: str) -> None:
     workflow.metric_meter().create_counter(name, what).add(1, labels)
-
-
-def _confirm(method: Any, request: Any, options: StepOptions) -> _Step:
-    async def step(base: dict[str, Any], _reason: str, queue: str) -> Any:
-        return await workflow.execute_activity_method(
-            method,
-            request(**base),
-            task_queue=queue,
-            summary=f"confirm {base['key']}",
-            **options,
-        )
-
-    return step
-
-
-def _cancel(method: Any, request: Any, options: StepOptions) -> _Step:
-    async def step(base: dict[str, Any], reason: str, queue: str) -> Any:
-        return await workflow.execute_activity_method(
-            method,
-            request(reason=reason, **base),
-            task_queue=queue,
-            summary=f"cancel {base['key']}",
-            **options,
-        )
-
-    return step
-
-
-_I, _A, _P, _N = InventoryActivities, AccountActivities, PaymentActivities, PointsActivities
-_STEPS: dict[tuple[str, Act], _Step] = {
-    ("reservation", Act.CONFIRM): _confirm(_I.commit_stock, CommitStock, _LOOK),
-    ("reservation", Act.CANCEL): _cancel(_I.release_stock, ReleaseStock, _LOOK),
-    ("balance_hold", Act.CONFIRM): _confirm(_A.debit_balance, DebitBalance, _LOOK),
-    ("balance_hold", Act.CANCEL): _cancel(_A.unfreeze_balance, UnfreezeBalance, _LOOK),
-    ("points_hold", Act.CONFIRM): _confirm(_N.redeem_points, RedeemPoints, _LOOK),
-    ("points_hold", Act.CANCEL): _cancel(_N.unfreeze_points, UnfreezePoints, _LOOK),
-    ("payment", Act.CONFIRM): _confirm(_P.capture, CapturePayment, _CALL),
-    ("payment", Act.CANCEL): _cancel(_P.void, VoidPayment, _CALL),
-}
 
 
 class _WorkerEyes:
@@ -383,4 +357,4 @@ class _WorkerEyes:
 
 
 async def _ask(method: Callable[[Any, Q], Awaitable[A]], asked: Q, queue: str) -> A:
-    return await workflow.execute_activity_method(method, asked, task_queue=queue, **_LOOK)
+    return await workflow.execute_activity_method(method, asked, task_queue=queue, **LOOK)

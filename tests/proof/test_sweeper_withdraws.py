@@ -217,6 +217,32 @@ async def _reset_to_its_end(shop: Shop, order: PlaceOrder) -> None:
     )
 
 
+@pytest.mark.requirement("I8", "AC6.6")
+async def test_money_that_came_before_the_void_is_given_back_by_the_pass(
+    shop: Shop, settings: Settings, owners: dict[ServiceName, Database]
+) -> None:
+    """The customer pays on a page whose order nobody remembers.
+
+    Red when: the pass voids the payment and leaves what was paid with the shop.
+    """
+    await fill(shop)
+    order = shop.order("paid", units=3, payment=RedirectPayment())
+    placement = await shop.checkouts.place(order)
+    await terminate(shop.client, order)
+    await _lose_rows(shop, owners)
+    (await shop.provider.post(str(placement.redirect_url))).raise_for_status()
+    report = await sweep(shop)
+    assert all(finding.repaired for finding in report.findings), report.findings
+    assert any("minor units were refunded" in finding.after for finding in report.findings)
+    [intent] = (
+        await shop.provider.get("/admin/intents", params={"reference": f"{shop.tenant}/*"})
+    ).json()["data"]
+    assert intent["captured_minor"] == intent["refunded_minor"] > 0
+    assert await shop.stock() == {"free": 500, "held": 0, "sold": 0}
+    assert (await sweep(shop)).findings == ()
+    assert await audit_of(shop, settings) == []
+
+
 async def _lose_rows(shop: Shop, owners: dict[ServiceName, Database]) -> None:
     """Set the order's database back to before the order."""
     async with owners["order"].transaction() as tx:

@@ -283,7 +283,7 @@ def test_only_the_place_starts_activities() -> None:
         if isinstance(node, ast.Attribute) and "activity" in node.attr and node.attr != "activity"
         and node.attr.startswith(("start_", "execute_"))
     }  # fmt: skip
-    assert calls == {"place.py", "sweep_orders.py"}
+    assert calls == {"place.py", "sweep_ends.py", "sweep_orders.py"}
 
 
 def test_every_step_of_the_plan_is_started_by_the_flow() -> None:
