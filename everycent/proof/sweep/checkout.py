@@ -257,7 +257,12 @@ class CheckoutFlow:
     async def after_restore(self, shop: Shop) -> None:
         """Let the sweeper find what runs did in the time that Temporal has lost."""
         wanted = Sweep(
-            together=shop.together, limit=1000, money_limit_minor=10**9, unknown_limit=1000
+            together=shop.together,
+            grace_seconds=0,  # Nothing moves any more.
+            hold_grace_seconds=0,
+            limit=1000,
+            money_limit_minor=10**9,
+            unknown_limit=1000,
         )
         await sweep_now(shop.client, wanted)
 
