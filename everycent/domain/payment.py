@@ -195,6 +195,7 @@ class RefundSays(Message):
     code: Told = ""
 
 
+# In the order in which one talk with the provider makes them.
 CallName = Literal["create", "confirm", "capture", "void", "refund"]
 
 

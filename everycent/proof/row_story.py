@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 from everycent.database.story_rows import StoryRow
 from everycent.domain.money import readable
+from everycent.domain.payment import CallName
 from everycent.proof.timeline import Event, Kind
 
 
@@ -42,9 +43,18 @@ def events_of_rows(rows: list[StoryRow], causes: Causes, prefix: str) -> list[Ev
 
     `prefix` (`<tenant>/<order>/`) is left out of the names of steps.
     """
-    # The calls of one step carry the step's time; the later may arrive later.
-    ordered = sorted(rows, key=lambda row: str(row.facts.get("may_arrive_until", "")))
+    ordered = sorted(rows, key=_turn)
     return [event for row in ordered for event in _Told(row, causes, prefix).events()]
+
+
+def _turn(row: StoryRow) -> tuple[str, int]:
+    """Return whose turn it is among the calls of one step, which all carry the step's time.
+
+    The one that may arrive later comes later; those of one talk come in the order of the talk.
+    """
+    name = row.key.rpartition("/")[2]
+    turns = get_args(CallName)
+    return str(row.facts.get("may_arrive_until", "")), turns.index(name) if name in turns else 0
 
 
 def events_of_provider(entries: list[dict[str, Any]], prefix: str) -> list[Event]:
