@@ -3,13 +3,14 @@
 import asyncio
 import base64
 from collections.abc import Sequence
-from datetime import UTC
+from datetime import UTC, timedelta
 
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType, WorkflowExecutionStatus
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionRequest,
+    DescribeWorkflowExecutionResponse,
     ListWorkflowExecutionsRequest,
 )
 from temporalio.client import Client, WorkflowHistoryEventFilterType
@@ -18,6 +19,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from everycent.domain.sweep import RunState
 from everycent.domain.sweep_questions import Running, RunningPage
 
+PATIENCE = timedelta(seconds=10)
 _AT_ONCE = 10
 
 
@@ -50,6 +52,35 @@ async def list_open(client: Client, query: str, *, limit: int, after: str = "") 
     )
 
 
+async def list_runs(client: Client, workflow_id: str) -> list[str]:
+    """Return the ids of a workflow's runs that the list shows, which may be late."""
+    asked = ListWorkflowExecutionsRequest(
+        namespace=client.namespace, query=f'WorkflowId = "{workflow_id}"'
+    )
+    run_ids: list[str] = []
+    while True:
+        page = await client.workflow_service.list_workflow_executions(
+            asked, retry=True, timeout=PATIENCE
+        )
+        run_ids += [each.execution.run_id for each in page.executions]
+        if not page.next_page_token:
+            return run_ids
+        asked.next_page_token = page.next_page_token
+
+
+async def describe_run(
+    client: Client, workflow_id: str, run_id: str = ""
+) -> DescribeWorkflowExecutionResponse:
+    """Describe one run, the newest if `run_id` is empty. Raises RPCError, NOT_FOUND if none."""
+    asked = DescribeWorkflowExecutionRequest(
+        namespace=client.namespace,
+        execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
+    )
+    return await client.workflow_service.describe_workflow_execution(
+        asked, retry=True, timeout=PATIENCE
+    )
+
+
 async def describe_runs(client: Client, workflow_ids: Sequence[str]) -> list[RunState]:
     """Describe each workflow by its id: a list shows a change late."""
     runs: list[RunState] = []
@@ -60,11 +91,8 @@ async def describe_runs(client: Client, workflow_ids: Sequence[str]) -> list[Run
 
 
 async def _describe(client: Client, workflow_id: str) -> RunState:
-    asked = DescribeWorkflowExecutionRequest(
-        namespace=client.namespace, execution=WorkflowExecution(workflow_id=workflow_id)
-    )
     try:
-        told = await client.workflow_service.describe_workflow_execution(asked, retry=True)
+        told = await describe_run(client, workflow_id)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             return RunState(workflow_id=workflow_id)

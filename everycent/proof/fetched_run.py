@@ -2,14 +2,15 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-_PATIENCE = timedelta(seconds=10)
+from everycent.gateways.runs import PATIENCE, describe_run, list_runs, status_of
+
 _HEARTBEAT = timedelta(seconds=4)  # A task with a local step that takes longer is given back at 8.
 
 
@@ -29,8 +30,7 @@ class FetchedRun:
 async def listed(client: Client, workflow_id: str) -> list[str]:
     """Return the runs of a workflow that Temporal's list shows, which may be late."""
     try:
-        runs = client.list_workflows(f'WorkflowId = "{workflow_id}"', rpc_timeout=_PATIENCE)
-        return [run.run_id async for run in runs]
+        return await list_runs(client, workflow_id)
     except RPCError as error:
         if error.status is RPCStatusCode.UNIMPLEMENTED:  # The time-skipping server keeps no list.
             return []
@@ -41,24 +41,24 @@ async def fetch_run(
     client: Client, workflow_id: str, run_id: str, known: Collection[str] = ()
 ) -> FetchedRun | None:
     """Return a run, the newest if `run_id` is empty; None if there is none, or it is `known`."""
-    handle = client.get_workflow_handle(workflow_id, run_id=run_id or None)
     try:
-        told = await handle.describe(rpc_timeout=_PATIENCE)
+        told = await describe_run(client, workflow_id, run_id)
     except RPCError as error:
         if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
             return None  # Deleted, or a run id that never was one.
         raise
-    if told.run_id in known:
+    run = told.workflow_execution_info
+    if run.execution.run_id in known:
         return None
-    handle = client.get_workflow_handle(workflow_id, run_id=told.run_id)
-    events = [event async for event in handle.fetch_history_events(rpc_timeout=_PATIENCE)]
+    handle = client.get_workflow_handle(workflow_id, run_id=run.execution.run_id)
+    events = [event async for event in handle.fetch_history_events(rpc_timeout=PATIENCE)]
     return FetchedRun(
         workflow_id=workflow_id,
-        run_id=told.run_id,
-        status=told.status.name.lower() if told.status else "unknown",
-        started_at=told.start_time,
-        closed_at=told.close_time,
-        description=told.raw_description,
+        run_id=run.execution.run_id,
+        status=status_of(run),
+        started_at=run.start_time.ToDatetime(UTC),
+        closed_at=run.close_time.ToDatetime(UTC) if run.HasField("close_time") else None,
+        description=told,
         events=tuple(events),
     )
 

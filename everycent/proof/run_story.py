@@ -69,11 +69,17 @@ class RunStory:
     pending: list[PendingStep] = field(default_factory=list)
     failing: str = ""  # Why its workflow task fails, over and over.
     ended_how: str = ""  # Who ended it from outside, and why.
+    paused_how: str = ""  # Who has paused it, and why.
     base_runs: set[str] = field(default_factory=set)  # Whose history it began with.
     # When the step began that asked for something: by its key and the time that it gave.
     causes: dict[tuple[str, datetime], datetime] = field(default_factory=dict)
     # When a step began that ran where the run is: its service. Its request is in no history.
     local: list[tuple[str, datetime]] = field(default_factory=list)
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended; a paused one goes on some day."""
+        return self.view.status in ("running", "paused")
 
 
 async def read_runs(client: Client, workflow_id: str, hints: Iterable[str] = ()) -> list[RunStory]:
@@ -319,6 +325,14 @@ class _Reading:
             ended = event.workflow_execution_terminated_event_attributes
             self.out.ended_how = f"terminated by {ended.identity}: {ended.reason or 'no reason'}"
             self._add(event, Kind.ACT, f"{_RUN} is {self.out.ended_how}")
+        elif kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_PAUSED:
+            held = event.workflow_execution_paused_event_attributes
+            self.out.paused_how = f"by {held.identity}: {held.reason or 'no reason'}"
+            self._add(event, Kind.ACT, f"{_RUN} is paused {self.out.paused_how}")
+        elif kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_UNPAUSED:
+            self.out.paused_how = ""
+            let_go = event.workflow_execution_unpaused_event_attributes
+            self._add(event, Kind.ACT, f"{_RUN} goes on, said by {let_go.identity}")
         elif kind == _E.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
             asked = event.workflow_execution_cancel_requested_event_attributes
             self._add(event, Kind.ACT, f"a cancellation is asked for by {asked.identity}")

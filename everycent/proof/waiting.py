@@ -43,7 +43,7 @@ class Situation:
     @property
     def is_driven(self) -> bool:
         """Whether a run lives."""
-        return any(run.view.status == "running" for run in self.runs)
+        return any(run.lives for run in self.runs)
 
     def command(self, *words: str) -> str:
         """Return a command about this order, with the shop if it is not the usual one."""
@@ -144,9 +144,12 @@ _TAKE_UP = ("everycent sweeper --once --grace 0", "everycent order place FILE")
 
 def _under_way(at: Situation) -> Waiting:
     assert at.order is not None
-    live = next(run for run in reversed(at.runs) if run.view.status == "running")
+    live = next(run for run in reversed(at.runs) if run.lives)
+    if live.paused_how:
+        command = _temporal("unpause", at.workflow_id)
+        return Waiting(f"its run was paused {live.paused_how}", (command,))
     if live.failing:
-        command = shlex.join(("temporal", "workflow", "show", "--workflow-id", at.workflow_id))
+        command = _temporal("show", at.workflow_id)
         return Waiting(f"its run cannot go on: {live.failing}", (command,))
     ends = at.order.time("window_ends_at")
     assert ends is not None
@@ -156,6 +159,10 @@ def _under_way(at: Situation) -> Waiting:
     for step in live.pending:
         return _pending(at, step)
     return Waiting("it is on its way", (at.command("explain", at.order_id),))
+
+
+def _temporal(verb: str, workflow_id: str) -> str:
+    return shlex.join(("temporal", "workflow", verb, "--workflow-id", workflow_id))
 
 
 def _unpaid(at: Situation, left: float) -> Waiting:

@@ -25,7 +25,9 @@ from everycent.domain.sweep import Act, RunState
 from everycent.domain.sweep_questions import HoldPage, Rows, Unfinished, UnfinishedPage
 from everycent.gateways.runs import describe_runs, list_open, status_of
 from everycent.proof.drivers import TemporalDrivers
-from everycent.settings import ServiceName
+from everycent.proof.explain import explain
+from everycent.proof.timeline import Kind
+from everycent.settings import ServiceName, Settings
 from tests.proof.sweeper_site import acts, fill, hold_without_order, sweep, sweeping, temporal
 from tests.workflows.conftest import Shop
 from workers.composition import sweep_reads_of
@@ -148,6 +150,30 @@ async def test_a_run_whose_order_is_not_written_down_becomes_a_case_once(shop: S
     goes_on.set()
     assert (await selling).status is OrderStatus.CONFIRMED
     assert (await sweep(shop, stuck_seconds=0)).findings == ()
+
+
+@pytest.mark.requirement("I16")
+async def test_an_order_whose_run_is_paused_says_who_did_it_and_how_it_goes_on(
+    shop: Shop, settings: Settings
+) -> None:
+    """Red when: a paused run cannot be told, or is taken for one that nobody drives."""
+    await fill(shop)
+    order = shop.order(payment=RedirectPayment())
+    await shop.checkouts.place(order)
+    asked = {"workflow_id": order.workflow_id(), "identity": "ada", "reason": "a doubt"}
+    asked["namespace"] = shop.client.namespace
+    service = shop.client.workflow_service
+    await service.pause_workflow_execution(PauseWorkflowExecutionRequest(**asked))
+    told = await explain(settings, shop.tenant, "o-1", client=shop.client, provider=shop.provider)
+    assert [run.status for run in told.runs] == ["paused"]
+    assert told.why == "its run was paused by ada: a doubt"
+    assert told.next_commands == (f"temporal workflow unpause --workflow-id {order.workflow_id()}",)
+    await service.unpause_workflow_execution(UnpauseWorkflowExecutionRequest(**asked))
+    told = await explain(settings, shop.tenant, "o-1", client=shop.client, provider=shop.provider)
+    assert told.why.startswith("the customer has not paid")
+    people = [event.what for event in told.events if event.kind is Kind.ACT]
+    assert people[-2:] == ["run 1 is paused by ada: a doubt", "run 1 goes on, said by ada"]
+    await shop.checkouts.cancel(shop.tenant, "o-1", CancelOrder())
 
 
 @pytest.mark.requirement("I8")
