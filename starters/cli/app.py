@@ -11,7 +11,17 @@ from types import TracebackType
 import typer
 from typer.exceptions import TyperException
 
-from starters.cli import bookings, case, explain, operate, order, stack, sweep, sweeper
+from starters.cli import (
+    advise,
+    bookings,
+    case,
+    explain,
+    operate,
+    order,
+    stack,
+    sweep,
+    sweeper,
+)
 from starters.cli.common import ExitCode, one_line, say
 
 app = typer.Typer(
@@ -24,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (order, bookings, case, explain, operate, sweep, sweeper, stack):
+for part in (order, bookings, case, explain, operate, sweep, sweeper, advise, stack):
     part.register(app)
 
 
