@@ -104,6 +104,7 @@ class Settings(BaseSettings):
     read: dict[ServiceName, str] = {}
     owner: dict[ServiceName, str] = {}
     stack: dict[str, int] = {}  # The ports of the embedded stack whose data folder this is.
+    metrics: str = ""  # Where this process serves its meters to Prometheus; empty: nowhere.
     faults: str = ""  # Rules as JSON or their file (everycent/faults.py); empty in production.
 
     @classmethod

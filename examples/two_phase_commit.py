@@ -123,12 +123,10 @@ class TwoPhase:
             for branch, work in works.items():
                 await self._prepare(gid, branch, work)
                 self.reached(f"prepared {branch}")
-        except Exception:
-            # A decision, even about nothing: another coordinator of this gid may be under way.
-            decision = await self._decide(gid, "ABORT")
-            await self._finish_all(gid, list(works), decision)
-            if decision == "COMMIT":  # He was faster, and all was prepared.
-                return decision
+        except BaseException:
+            # A decision, even about nothing. If another coordinator of this gid has committed, his
+            # stands, and who calls again is told so.
+            await self._finish_all(gid, list(works), await self._decide(gid, "ABORT"))
             raise
         return await self._decide(gid, "COMMIT")
 

@@ -30,7 +30,7 @@ from everycent.domain.sweep_questions import HOLD_SERVICES
 from everycent.errors import InvalidRequest
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.settings import SERVICES, ServiceName, Settings
-from workers import fault_points
+from workers import fault_points, meters
 from workers.heartbeats import Heartbeats
 from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, sweeps, tries
 from workers.registration import check_registration
@@ -205,7 +205,9 @@ def activity_worker(client: Client, lane: Lane) -> Worker:
 async def _database(service: ServiceName, settings: Settings, name: str) -> AsyncIterator[Database]:
     if service not in settings.database:
         raise InvalidRequest(f"EVERYCENT_DATABASE__{service.upper()} names no database")
-    database = Database(settings.database[service], settings.pool, name=name)
+    database = Database(
+        settings.database[service], settings.pool, name=name, on_held=meters.note_held
+    )
     try:
         yield database
     finally:

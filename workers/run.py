@@ -8,7 +8,7 @@ from pathlib import Path
 
 from everycent.settings import Settings
 from starters.client import connect
-from workers import fault_points
+from workers import fault_points, meters
 from workers.composition import WorkerName, workers_of
 
 
@@ -21,6 +21,7 @@ async def run_worker(name: WorkerName, settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     fault_points.arm(settings)
+    meters.serve(settings)
     client = await connect(settings)
     async with workers_of(name, client, settings) as workers, contextlib.AsyncExitStack() as stack:
         for worker in workers:

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -28,13 +29,21 @@ class Database:
     """One service's database, through one pool of a bounded size.
 
     `ping` looks whether a connection still lives before it is used: for readers, whom nobody
-    sends again; a worker's step is retried.
+    sends again; a worker's step is retried. `on_held` is told, in seconds, how long each connection
+    was out of the pool.
     """
 
     def __init__(
-        self, dsn: str, pool: PoolSettings, *, name: str = "everycent", ping: bool = False
+        self,
+        dsn: str,
+        pool: PoolSettings,
+        *,
+        name: str = "everycent",
+        ping: bool = False,
+        on_held: Callable[[float], None] | None = None,
     ) -> None:
         self.pool = pool
+        self._on_held = on_held
         self.engine = _engine(dsn, pool, name, ping=ping)
         self._turns = asyncio.Semaphore(pool.size)
 
@@ -85,10 +94,13 @@ class Database:
         try:
             with _translated():
                 connection = await self.engine.connect()
+            taken_at = time.perf_counter()
             try:
                 yield connection
             finally:
                 await _give_back(connection)
+                if self._on_held is not None:
+                    self._on_held(time.perf_counter() - taken_at)
         finally:
             self._turns.release()
 

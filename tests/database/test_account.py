@@ -224,7 +224,7 @@ async def test_of_a_hundred_concurrent_payments_none_is_lost(
     assert await money(database, tenant) == (6, 6, 0)
 
 
-@pytest.mark.requirement("T8")
+@pytest.mark.requirement("T8", "AC15.5")
 async def test_holds_count_against_the_balance_and_the_next_is_refused(
     database: Database, accounts: AccountActivities, tenant: str
 ) -> None:

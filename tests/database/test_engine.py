@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database.engine import Database, assert_no_transaction
 from everycent.database.reads import Reader
@@ -114,3 +115,47 @@ async def test_a_reader_survives_a_restart_of_its_connections(
     await kill_connections(owners["points"], "everycent_points_read")
     assert await reader.rows("points", "SELECT 1 AS one") == [{"one": 1}]
     await reader.close()
+
+
+@pytest.mark.requirement("AC15.8")
+async def test_no_transaction_waits_or_idles_longer_than_it_may(settings: Settings) -> None:
+    """Each limit ends its own kind of waiting, and the step may be tried again.
+
+    Red when: one of the four limits is not set on the connections of a pool.
+    """
+    limits = {
+        "lock_timeout": PoolSettings(size=2, lock_timeout_seconds=0.1),
+        "statement_timeout": PoolSettings(size=2, statement_timeout_seconds=0.1),
+        "idle_in_transaction_session_timeout": PoolSettings(
+            size=2, idle_in_transaction_seconds=0.1
+        ),
+        "transaction_timeout": PoolSettings(size=2, transaction_timeout_seconds=0.1),
+    }
+    for name, pool in limits.items():
+        database = Database(settings.database["points"], pool)
+        async with database.transaction() as tx:
+            assert (await tx.execute(text(f"SHOW {name}"))).scalar_one() == "100ms"
+        with pytest.raises(Transient):
+            async with database.transaction() as tx:
+                await _overstay(name, tx, database)
+        await database.close()
+
+
+async def _overstay(limit: str, tx: AsyncConnection, database: Database) -> None:
+    lock = text("SELECT pg_advisory_xact_lock(15, 8)")
+    if limit == "lock_timeout":
+        async with database.transaction() as other:
+            await other.execute(lock)
+            await tx.execute(lock)
+    elif limit == "statement_timeout":
+        await tx.execute(text("SELECT pg_sleep(60)"))
+    else:  # The server ends the session: it is seen when the session is used again.
+        await tx.execute(text("SELECT 1"))
+        pid = await tx.scalar(text("SELECT pg_backend_pid()"))
+        async with asyncio.timeout(30):
+            gone = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+            alive: int | None = 1
+            while alive:
+                async with database.snapshot() as look:
+                    alive = await look.scalar(gone, {"pid": pid})
+        await tx.execute(text("SELECT 1"))

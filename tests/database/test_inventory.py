@@ -106,7 +106,7 @@ async def broken_rules(database: Database, tenant: str) -> list[Any]:
 # --- Reserve ---
 
 
-@pytest.mark.requirement("AC1.1")
+@pytest.mark.requirement("AC1.1", "AC15.5")
 async def test_of_200_orders_at_once_for_100_units_exactly_100_hold_one(
     database: Database, stock: InventoryActivities, tenant: str
 ) -> None:
