@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from activities.participant import participant_workers
     from everycent.database.fence import (
         Claims,
         FenceTable,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         store_tries,
     )
     from everycent.database.fence_ddl import fence_table
+    from everycent.database.participant import Participant, fence_tables
     from everycent.database.partitions import (
         AgingTable,
         Month,
@@ -28,25 +30,40 @@ if TYPE_CHECKING:
     from everycent.domain.fence import FenceState
     from everycent.domain.message import Message, StepRequest
     from everycent.domain.outcome import Refusal
+    from everycent.domain.participant import (
+        BranchRequest,
+        CancelBranch,
+        Cancelled,
+        ConfirmBranch,
+        Confirmed,
+    )
     from everycent.proof.audit import audit
     from everycent.proof.conformance import BrokenPromise, assert_idempotent, one_by_one
-    from everycent.proof.conformance_participant import Participant, Steps, assert_participant
+    from everycent.proof.conformance_participant import Steps, assert_participant
     from everycent.proof.report import AuditReport
+    from everycent.proof.trial import Trial
+    from workflows.branches import Branches, NotDone, Refused, all_or_nothing, hold
     from workflows.saga import ParkedStep, Saga, uninterrupted
 
 __all__ = (
-    "AgingTable", "AuditReport", "BrokenPromise", "Claims", "FenceState", "FenceTable", "Message",
-    "Month", "ParkedStep", "Participant", "Refusal", "Saga", "StepRequest", "Steps",
-    "assert_idempotent", "assert_participant", "audit", "claim_cancels", "claim_tries",
-    "drop_partitions", "fence_table", "lock_for_confirm", "make_partitions", "one_by_one",
-    "store_ends", "store_tries", "uninterrupted",
+    "AgingTable", "AuditReport", "BranchRequest", "Branches", "BrokenPromise", "CancelBranch",
+    "Cancelled", "Claims", "ConfirmBranch", "Confirmed", "FenceState", "FenceTable", "Message",
+    "Month", "NotDone", "ParkedStep", "Participant", "Refusal", "Refused", "Saga",
+    "StepRequest", "Steps", "Trial", "all_or_nothing", "assert_idempotent",
+    "assert_participant", "audit", "claim_cancels", "claim_tries", "drop_partitions",
+    "fence_table", "fence_tables", "hold", "lock_for_confirm", "make_partitions", "one_by_one",
+    "participant_workers", "store_ends", "store_tries", "uninterrupted",
 )  # fmt: skip
 
 # In a wheel our `workflows` lies inside our own name: somebody else's may be installed beside us.
 _BUNDLED = (Path(__file__).parent / "_bundle").is_dir()
-_SAGA = "everycent._bundle.workflows.saga" if _BUNDLED else "workflows.saga"
+_FOLDERS = "everycent._bundle." if _BUNDLED else ""
 _HOMES = {
-    _SAGA: ("ParkedStep", "Saga", "uninterrupted"),
+    f"{_FOLDERS}workflows.saga": ("ParkedStep", "Saga", "uninterrupted"),
+    f"{_FOLDERS}workflows.branches": (
+        "Branches", "NotDone", "Refused", "all_or_nothing", "hold",
+    ),
+    f"{_FOLDERS}activities.participant": ("participant_workers",),
     "everycent.database.fence": (
         "Claims", "FenceTable", "claim_cancels", "claim_tries", "lock_for_confirm", "store_ends",
         "store_tries",
@@ -55,13 +72,18 @@ _HOMES = {
     "everycent.database.partitions": (
         "AgingTable", "Month", "drop_partitions", "make_partitions",
     ),
+    "everycent.database.participant": ("Participant", "fence_tables"),
     "everycent.domain.fence": ("FenceState",),
     "everycent.domain.message": ("Message", "StepRequest"),
     "everycent.domain.outcome": ("Refusal",),
+    "everycent.domain.participant": (
+        "BranchRequest", "CancelBranch", "Cancelled", "ConfirmBranch", "Confirmed",
+    ),
     "everycent.proof.audit": ("audit",),
     "everycent.proof.conformance": ("BrokenPromise", "assert_idempotent", "one_by_one"),
-    "everycent.proof.conformance_participant": ("Participant", "Steps", "assert_participant"),
+    "everycent.proof.conformance_participant": ("Steps", "assert_participant"),
     "everycent.proof.report": ("AuditReport",),
+    "everycent.proof.trial": ("Trial",),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from workflows.options import StepOptions
+from .options import StepOptions
 
 R = TypeVar("R")
 A = TypeVar("A")
