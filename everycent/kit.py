@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from activities.participant import participant_workers
+    from everycent.database.counted import Counted
     from everycent.database.fence import (
         Claims,
         FenceTable,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         drop_partitions,
         make_partitions,
     )
+    from everycent.domain.counted import NoSuchItem, NotEnough, TakeUnits, UnitsHeld
     from everycent.domain.fence import FenceState
     from everycent.domain.message import Message, StepRequest
     from everycent.domain.outcome import Refusal
@@ -43,16 +45,58 @@ if TYPE_CHECKING:
     from everycent.proof.report import AuditReport
     from everycent.proof.trial import Trial
     from workflows.branches import Branches, NotDone, Refused, all_or_nothing, hold
+    from workflows.ready_made import BALANCE, POINTS, STOCK
     from workflows.saga import ParkedStep, Saga, uninterrupted
 
 __all__ = (
-    "AgingTable", "AuditReport", "BranchRequest", "Branches", "BrokenPromise", "CancelBranch",
-    "Cancelled", "Claims", "ConfirmBranch", "Confirmed", "FenceState", "FenceTable", "Message",
-    "Month", "NotDone", "ParkedStep", "Participant", "Refusal", "Refused", "Saga",
-    "StepRequest", "Steps", "Trial", "all_or_nothing", "assert_idempotent",
-    "assert_participant", "audit", "claim_cancels", "claim_tries", "drop_partitions",
-    "fence_table", "fence_tables", "hold", "lock_for_confirm", "make_partitions", "one_by_one",
-    "participant_workers", "store_ends", "store_tries", "uninterrupted",
+    "BALANCE",
+    "POINTS",
+    "STOCK",
+    "AgingTable",
+    "AuditReport",
+    "BranchRequest",
+    "Branches",
+    "BrokenPromise",
+    "CancelBranch",
+    "Cancelled",
+    "Claims",
+    "ConfirmBranch",
+    "Confirmed",
+    "Counted",
+    "FenceState",
+    "FenceTable",
+    "Message",
+    "Month",
+    "NoSuchItem",
+    "NotDone",
+    "NotEnough",
+    "ParkedStep",
+    "Participant",
+    "Refusal",
+    "Refused",
+    "Saga",
+    "StepRequest",
+    "Steps",
+    "TakeUnits",
+    "Trial",
+    "UnitsHeld",
+    "all_or_nothing",
+    "assert_idempotent",
+    "assert_participant",
+    "audit",
+    "claim_cancels",
+    "claim_tries",
+    "drop_partitions",
+    "fence_table",
+    "fence_tables",
+    "hold",
+    "lock_for_confirm",
+    "make_partitions",
+    "one_by_one",
+    "participant_workers",
+    "store_ends",
+    "store_tries",
+    "uninterrupted",
 )  # fmt: skip
 
 # In a wheel our `workflows` lies inside our own name: somebody else's may be installed beside us.
@@ -63,7 +107,9 @@ _HOMES = {
     f"{_FOLDERS}workflows.branches": (
         "Branches", "NotDone", "Refused", "all_or_nothing", "hold",
     ),
+    f"{_FOLDERS}workflows.ready_made": ("BALANCE", "POINTS", "STOCK"),
     f"{_FOLDERS}activities.participant": ("participant_workers",),
+    "everycent.database.counted": ("Counted",),
     "everycent.database.fence": (
         "Claims", "FenceTable", "claim_cancels", "claim_tries", "lock_for_confirm", "store_ends",
         "store_tries",
@@ -73,6 +119,7 @@ _HOMES = {
         "AgingTable", "Month", "drop_partitions", "make_partitions",
     ),
     "everycent.database.participant": ("Participant", "fence_tables"),
+    "everycent.domain.counted": ("NoSuchItem", "NotEnough", "TakeUnits", "UnitsHeld"),
     "everycent.domain.fence": ("FenceState",),
     "everycent.domain.message": ("Message", "StepRequest"),
     "everycent.domain.outcome": ("Refusal",),

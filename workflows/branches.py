@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeAlias, TypeVar
 
 from temporalio import activity, workflow
 from temporalio.exceptions import (
@@ -21,10 +21,9 @@ from temporalio.exceptions import (
 with workflow.unsafe.imports_passed_through():
     from pydantic import JsonValue, ValidationError
 
-    from everycent.domain.message import Message
+    from everycent.domain.message import Message, StepRequest, step_key
     from everycent.domain.outcome import Refusal
     from everycent.domain.participant import (
-        BranchRequest,
         CancelBranch,
         Cancelled,
         ConfirmBranch,
@@ -37,6 +36,7 @@ with workflow.unsafe.imports_passed_through():
     from .steps import Step
 
 T = TypeVar("T")
+Called: TypeAlias = tuple[str, Any, Any]  # An activity's name in Temporal, its request and answer.
 
 
 class Declared(Protocol):
@@ -55,24 +55,39 @@ def hold(
     finish: StepOptions = DATABASE_MUST,
 ) -> Step[Any, Any]:
     """Return the step that tries a branch of the participant, with its Confirm and its Cancel."""
-    name, service = participant.name, participant.service or participant.name
+    name = participant.name
+    return served(
+        name,
+        participant.service or name,
+        tries=(f"{name}.try", participant.request, participant.answers),
+        confirms=(f"{name}.confirm", ConfirmBranch, Confirmed),
+        cancels=(f"{name}.cancel", CancelBranch, Cancelled),
+        options=options,
+        finish=finish,
+    )
+
+
+def served(
+    name: str,
+    service: str,
+    *,
+    tries: Called,
+    confirms: Called,
+    cancels: Called,
+    options: StepOptions = DATABASE_STEP,
+    finish: StepOptions = DATABASE_MUST,
+) -> Step[Any, Any]:
+    """Return a step whose activities are served on the two queues of a service."""
     queue = f"everycent-{service}"
-
-    def ending(
-        operation: str, request: type[BranchRequest], answer: type[Message]
-    ) -> Step[Any, Any]:
-        called = stub(f"{name}.{operation}", request, answer)
-        return Step(f"{operation} {name}", called, f"{queue}-finish", finish, key=name)
-
     return Step(
         f"try {name}",
-        stub(f"{name}.try", participant.request, participant.answers),
+        stub(*tries),
         queue,
         options,
         key=name,
         holds=True,
-        confirm=ending("confirm", ConfirmBranch, Confirmed),
-        undo=ending("cancel", CancelBranch, Cancelled),
+        confirm=Step(f"confirm {name}", stub(*confirms), f"{queue}-finish", finish, key=name),
+        undo=Step(f"cancel {name}", stub(*cancels), f"{queue}-finish", finish, key=name),
     )
 
 
@@ -107,22 +122,22 @@ class NotDone(Message):
 @dataclass(frozen=True)
 class _Taken:
     step: Step[Any, Any]
-    request: BranchRequest
+    request: StepRequest
 
     async def confirm(self) -> ParkedStep | None:
-        return await self._until_done(self.step.confirm, ConfirmBranch)
+        return await self._until_done(self.step.confirm)
 
     async def cancel(self) -> ParkedStep | None:
-        return await self._until_done(self.step.undo, CancelBranch)
+        return await self._until_done(self.step.undo)
 
-    async def _until_done(
-        self, ending: Step[Any, Any] | None, kind: type[BranchRequest]
-    ) -> ParkedStep | None:
+    async def _until_done(self, ending: Step[Any, Any] | None) -> ParkedStep | None:
         """Confirm or cancel without end; return why not where another run decided otherwise."""
-        assert ending is not None, "`hold` declares both"
+        assert ending is not None, "a step that is taken has both"
         key, opened_on = self.request.key, self.request.opened_on
         while True:
-            request = kind(key=key, at=workflow.now(), opened_on=opened_on)
+            request = _request_of(ending)(
+                key=key, at=workflow.now(), opened_on=opened_on, reason="taken back"
+            )
             done = await run_or_park(ending.name, key, lambda: _call(ending, request))  # noqa: B023
             if not isinstance(done, ParkedStep):
                 return None
@@ -156,9 +171,10 @@ class Branches:
         request. Raises Refused where it says no.
         """
         try:
-            kind = step.activity.__annotations__["request"]
-            request = kind.of(self.xid, step.key, request_id, at=workflow.now(),
-                              opened_on=self.opened_on, **fields)  # fmt: skip
+            tenant, order_id = self.xid.split("/")
+            key = step_key(tenant, order_id, step.key, request_id)
+            base = {"key": key, "at": workflow.now(), "opened_on": self.opened_on}
+            request = _request_of(step).model_validate({**base, **fields})
         except ValidationError as error:
             raise _invalid(f"{step.name}: {error}") from error
         self._taken.append(_Taken(step, request))
@@ -213,7 +229,11 @@ async def all_or_nothing(story: Callable[[Branches], Awaitable[T]]) -> T | NotDo
     return NotDone(step="confirm", error="another run of this transaction took it back")
 
 
-async def _call(step: Step[Any, Any], request: BranchRequest) -> Any:
+def _request_of(step: Step[Any, Any]) -> Any:
+    return step.activity.__annotations__["request"]
+
+
+async def _call(step: Step[Any, Any], request: StepRequest) -> Any:
     return await workflow.execute_activity_method(
         step.activity, request, task_queue=step.queue, summary=step.name, **step.options
     )

@@ -33,7 +33,7 @@ _ORDER = re.compile(r"ORDER BY (?:\w+ COLLATE \"C\"(?:, \w+ COLLATE \"C\")*|plac
 _PATIENCE = re.compile(r"SET LOCAL lock_timeout = '[^']+'")
 _PRIVILEGE = re.compile(r"(?:REVOKE|GRANT (?:SELECT|INSERT)) [^\"]*")
 _NAMES_THE_ROW = re.compile(
-    r"\(?\w+\.(key|case_key|tenant|order_id|account|currency|sku|customer)\b[^=]*=\s*\(?\w+\.\w+"
+    r"\(?\w+\.(key|case_key|tenant|order_id|account|currency|sku|customer|item)\b[^=]*=\s*\(?\w+\.\w+"
     r"|\w*key (= ANY|IN \()|\(\w+(, \w+)+\)\s+IN \(|\(a\.tenant, a\.account, a\.currency\)\s"
     r"|\{_THESE\}|\{_over|\(\{fence\.key\}\) IN|datname|rolname"
 )
