@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from everycent.database.fence_sql import fence_sql_statements
 from everycent.database.migrate import migrate
 from everycent.proof.interleavings import Case, Lane, Result, cases, draws
 from everycent.proof.interleavings_kinds import Kind
@@ -32,12 +33,24 @@ from everycent.proof.interleavings_rows import (
     TRANSFER,
 )
 from everycent.proof.interleavings_session import Cut, Ending, stages
+from everycent.proof.interleavings_sql import FENCE_SQL
 from everycent.settings import SERVICES, ServiceName, Settings
 from everycent.stack.postgres import PostgresServer
 
 KINDS = {
     kind.name: kind
-    for kind in (SEATS, AGING, STOCK, BALANCE, POINTS, TRANSFER, INTENT, PAYMENT, DECISION)
+    for kind in (
+        SEATS,
+        AGING,
+        FENCE_SQL,
+        STOCK,
+        BALANCE,
+        POINTS,
+        TRANSFER,
+        INTENT,
+        PAYMENT,
+        DECISION,
+    )
 }
 COMMITS = (Ending.COMMIT,)
 BOTH = (Ending.COMMIT, Ending.ABORT)
@@ -129,7 +142,7 @@ async def databases_on(server: PostgresServer) -> dict[str, str]:
         make_url(server.dsn()).set(drivername="postgresql+asyncpg"), isolation_level="AUTOCOMMIT"
     )
     async with engine.connect() as connection:
-        for statement in SEAT_TABLES:
+        for statement in (*SEAT_TABLES, *fence_sql_statements()):
             await connection.execute(text(statement))
     await engine.dispose()
     return {

@@ -166,7 +166,8 @@ def kind_of(statement: str, table: str) -> Point:
     """Tell a claim or a lock of the fence's table from everything else."""
     if re.match(rf"INSERT INTO {table}\b", statement):
         return Point.CLAIM
-    if re.search(rf"FROM {table}\b.*FOR (NO KEY )?UPDATE", statement, re.DOTALL):
+    if re.search(rf"FROM {table}\b.*FOR (NO KEY )?UPDATE|FROM {table}_(claim|tombstone)\(",
+                 statement, re.DOTALL):  # fmt: skip
         return Point.LOCK
     return Point.EFFECT
 

@@ -37,7 +37,7 @@ COPIED = ("everycent", "activities", "workflows", "workers", "starters", "tests"
 SERVICE_OF: dict[str, str] = {
     "fence": "account", "fence_ddl": "account", "provider_call": "payment",
     "retention": "inventory", "migrate": "ledger", "partitions": "account", "withdrawal": "order",
-    "counted": "points",
+    "counted": "points", "fence_sql": "points",
 }  # fmt: skip
 
 

@@ -19,6 +19,9 @@ DATABASE = ROOT / "everycent" / "database"
 READERS = ("reads.py", "audit_reads.py", "audit_rows.py")
 WRITES = re.compile(r"\b(INSERT INTO|UPDATE [\w{]|DELETE FROM)")
 
+# Their statements stand in functions of the database.
+FUNCTIONS = ("fence_sql.py",)
+
 _CONSTRAINT = re.compile(
     r"CONSTRAINT (?P<name>[\w{}]+)(?:\"\s*f?\")?\s+(?P<kind>CHECK|UNIQUE|PRIMARY KEY)\s*\("
 )
@@ -28,14 +31,14 @@ _RULE = re.compile(r"CONSTRAINT = '(?P<name>[\w{}]+)'")
 _ALWAYS = re.compile(r"ALTER TABLE [\w{}]+ ENABLE ALWAYS TRIGGER [\w{}]+")
 _ARROW = re.compile(r"(NEW|OLD)\.(state|decision) (=|IN)")
 _CONFLICT = re.compile(r"ON CONFLICT \([^)]*\) DO (?:NOTHING|UPDATE.*)", re.S)
-_LOCK = re.compile(r"FOR (?:NO KEY )?UPDATE(?: SKIP LOCKED)?(?=[\"' ]|$)")
+_LOCK = re.compile(r"FOR (?:NO KEY )?UPDATE(?: SKIP LOCKED)?(?=[\"' ;]|$)")
 _ORDER = re.compile(r"ORDER BY (?:\w+ COLLATE \"C\"(?:, \w+ COLLATE \"C\")*|place)")
 _PATIENCE = re.compile(r"SET LOCAL lock_timeout = '[^']+'")
 _PRIVILEGE = re.compile(r"(?:REVOKE|GRANT (?:SELECT|INSERT)) [^\"]*")
 _NAMES_THE_ROW = re.compile(
     r"\(?\w+\.(key|case_key|tenant|order_id|account|currency|sku|customer|item)\b[^=]*=\s*\(?\w+\.\w+"
     r"|\w*key (= ANY|IN \()|\(\w+(, \w+)+\)\s+IN \(|\(a\.tenant, a\.account, a\.currency\)\s"
-    r"|\{_THESE\}|\{_over|\(\{fence\.key\}\) IN|datname|rolname"
+    r"|\{_THESE\}|\{_over|\(\{fence\.key\}\) IN|datname|rolname|fence\.key = its_key"
 )
 
 _JOINT = re.compile(r"([\"']\s*f?[\"']|\s)+$")  # Between two texts that stand side by side.
@@ -101,7 +104,7 @@ def _of_file(path: Path) -> Iterator[Guard]:
         sql = text[start:end]
         for name, first, last, weaker in _of_sql(sql):
             yield Guard(file, name, start + first, start + last, weaker)
-        if WRITES.search(sql) and "CREATE " not in sql:
+        if WRITES.search(sql) and ("CREATE " not in sql or file in FUNCTIONS):
             for name, first, last in _conditions(sql):
                 yield Guard(file, name, start + first, start + last, "true")
         if file == "migrate.py":
@@ -199,7 +202,7 @@ def _conditions(sql: str) -> Iterator[tuple[str, int, int]]:
     """Yield the conditions of a write that are more than the names of its rows."""
     depth, first, level, between = 0, None, 0, False
     for found in re.finditer(
-        r"[()]|\b(WHERE|AND|BETWEEN|RETURNING|ORDER BY|FOR UPDATE|ON CONFLICT|LIMIT)\b|[\"']\s*$",
+        r"[()]|\b(WHERE|AND|BETWEEN|RETURNING|ORDER BY|FOR UPDATE|ON CONFLICT|LIMIT)\b|;|[\"']\s*$",
         sql,
     ):
         token = found.group()
