@@ -7,7 +7,7 @@ process imports it out of our wheel beside folders of her own.
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 from sqlalchemy import text
@@ -17,16 +17,23 @@ from temporalio.worker import PollerBehaviorAutoscaling, Worker
 
 from everycent.database.engine import Database
 from everycent.database.participant import FENCE, Participant
-from everycent.domain.participant import CancelBranch, ConfirmBranch
+from everycent.domain.participant import BranchRequest, CancelBranch, ConfirmBranch
 from everycent.errors import InvalidRequest
 from everycent.settings import SERVICES, PoolSettings
 
 from .boundary import errors_for_temporal
 from .coalescer import Coalescer
 
-R = TypeVar("R")
-A = TypeVar("A")
 AnyParticipant = Participant[Any, Any]
+
+
+class Named(Protocol):
+    """What tells a participant, ours or behind a URL, from others."""
+
+    name: str
+    service: str
+
+
 TRY, CONFIRM, CANCEL = "try", "confirm", "cancel"
 GRACE = timedelta(seconds=15)
 
@@ -41,7 +48,7 @@ def lanes_of(service: str) -> tuple[str, str]:
     return f"everycent-{service}", f"everycent-{service}-finish"
 
 
-def service_of(participant: AnyParticipant) -> str:
+def service_of(participant: Named) -> str:
     """Return the service a participant belongs to: one of its own, unless it names another."""
     return participant.service or participant.name
 
@@ -49,7 +56,7 @@ def service_of(participant: AnyParticipant) -> str:
 def try_activities(database: Database, participants: Sequence[AnyParticipant]) -> list[Any]:
     """Return the Try of each participant as an activity."""
     return [
-        _activity(each.name, TRY, each.request, each.answers, Coalescer(database, each.tries).join)
+        activity_of(each.name, TRY, each.request, Coalescer(database, each.tries).join)
         for each in participants
     ]
 
@@ -60,8 +67,8 @@ def finish_activities(database: Database, participants: Sequence[AnyParticipant]
     for each in participants:
         confirms = Coalescer(database, each.confirms).join
         cancels = Coalescer(database, each.cancels).join
-        made.append(_activity(each.name, CONFIRM, ConfirmBranch, None, confirms))
-        made.append(_activity(each.name, CANCEL, CancelBranch, None, cancels))
+        made.append(activity_of(each.name, CONFIRM, ConfirmBranch, confirms))
+        made.append(activity_of(each.name, CANCEL, CancelBranch, cancels))
     return made
 
 
@@ -79,7 +86,7 @@ async def participant_workers(
     cannot hold up a Cancel. Raises InvalidRequest where the database has no fence or another
     isolation than READ COMMITTED, and where names collide.
     """
-    service, sizes = _one_service(participants), pool or PoolSettings()
+    service, sizes = one_service(participants), pool or PoolSettings()
     async with contextlib.AsyncExitStack() as stack:
         workers = []
         for queue, make in zip(lanes_of(service), (try_activities, finish_activities), strict=True):
@@ -99,8 +106,8 @@ async def participant_workers(
         yield workers
 
 
-def _activity(
-    participant: str, operation: str, request: Any, answer: Any, join: Callable[[Any], Any]
+def activity_of(
+    participant: str, operation: str, request: type[BranchRequest], join: Callable[[Any], Any]
 ) -> Any:
     """Make an activity that reads its request and joins the others of its operation.
 
@@ -119,7 +126,8 @@ def _activity(
     return activity.defn(name=activity_name(participant, operation))(run)
 
 
-def _one_service(participants: Sequence[AnyParticipant]) -> str:
+def one_service(participants: Sequence[Named]) -> str:
+    """Return the service that all of them belong to. Raises InvalidRequest where names collide."""
     services = {service_of(each) for each in participants}
     if len(services) != 1:
         raise InvalidRequest(f"one worker serves one service, not {sorted(services)}")

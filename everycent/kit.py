@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from activities.participant import participant_workers
+    from activities.url_participant import url_workers
     from everycent.database.counted import Counted
     from everycent.database.fence import (
         Claims,
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
         Cancelled,
         ConfirmBranch,
         Confirmed,
+        RemoteParticipant,
     )
+    from everycent.gateways.url_participant import UrlParticipant
     from everycent.proof.audit import audit
     from everycent.proof.conformance import BrokenPromise, assert_idempotent, one_by_one
     from everycent.proof.conformance_participant import Steps, assert_participant
@@ -74,12 +77,14 @@ __all__ = (
     "Participant",
     "Refusal",
     "Refused",
+    "RemoteParticipant",
     "Saga",
     "StepRequest",
     "Steps",
     "TakeUnits",
     "Trial",
     "UnitsHeld",
+    "UrlParticipant",
     "all_or_nothing",
     "assert_idempotent",
     "assert_participant",
@@ -97,6 +102,7 @@ __all__ = (
     "store_ends",
     "store_tries",
     "uninterrupted",
+    "url_workers",
 )  # fmt: skip
 
 # In a wheel our `workflows` lies inside our own name: somebody else's may be installed beside us.
@@ -109,6 +115,8 @@ _HOMES = {
     ),
     f"{_FOLDERS}workflows.ready_made": ("BALANCE", "POINTS", "STOCK"),
     f"{_FOLDERS}activities.participant": ("participant_workers",),
+    f"{_FOLDERS}activities.url_participant": ("url_workers",),
+    "everycent.gateways.url_participant": ("UrlParticipant",),
     "everycent.database.counted": ("Counted",),
     "everycent.database.fence": (
         "Claims", "FenceTable", "claim_cancels", "claim_tries", "lock_for_confirm", "store_ends",
@@ -125,6 +133,7 @@ _HOMES = {
     "everycent.domain.outcome": ("Refusal",),
     "everycent.domain.participant": (
         "BranchRequest", "CancelBranch", "Cancelled", "ConfirmBranch", "Confirmed",
+        "RemoteParticipant",
     ),
     "everycent.proof.audit": ("audit",),
     "everycent.proof.conformance": ("BrokenPromise", "assert_idempotent", "one_by_one"),

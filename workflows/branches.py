@@ -42,10 +42,21 @@ Called: TypeAlias = tuple[str, Any, Any]  # An activity's name in Temporal, its 
 class Declared(Protocol):
     """What a flow has to know of a participant: its names, and the types of its Try."""
 
-    name: str
-    service: str
-    request: Any
-    answers: Any
+    @property
+    def name(self) -> str:
+        """The third part of the key of its branches."""
+
+    @property
+    def service(self) -> str:
+        """Whose queues it shares; empty: it has its own."""
+
+    @property
+    def request(self) -> Any:
+        """The type of its Try's request."""
+
+    @property
+    def answers(self) -> Any:
+        """The type of its Try's answers."""
 
 
 def hold(

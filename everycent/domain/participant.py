@@ -4,8 +4,9 @@ The key of a branch is `<tenant>/<order>/<participant>[/<request>]`: its xid is 
 its branch id the rest. It is made of business ids alone, so it is the same in every retry and run.
 """
 
+from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import StringConstraints, TypeAdapter
 
@@ -56,6 +57,16 @@ class BranchRequest(StepRequest):
     def participant(self) -> str:
         """The name of the participant whose branch it is."""
         return self.key.split("/")[2]
+
+
+@dataclass(frozen=True)
+class RemoteParticipant:
+    """A participant that others run: its name, and the types of its Try's request and answers."""
+
+    name: str
+    request: type[BranchRequest]
+    answers: Any  # A Message, or a union of Messages that `kind` tells apart.
+    service: str = ""  # Whose queues it shares; left out, it has its own.
 
 
 class ConfirmBranch(BranchRequest):

@@ -81,7 +81,7 @@ async def assert_participant(
     Each of the three is also put through `assert_idempotent`. The resource must be able to give
     some 300 holds. Raises BrokenPromise.
     """
-    trial = _Orders(participant)
+    trial = Orders(participant)
     await trial.learn()
     for order in ORDERS:
         await trial.one_after_the_other(order)
@@ -110,13 +110,13 @@ async def assert_participant(
             raise BrokenPromise(f"{name}: {broken}") from broken
 
 
-class _Orders:
+class Orders:
     """A participant, and by how much each end moves the parts of its resource."""
 
     def __init__(self, participant: OnTrial) -> None:
         self.numbers = itertools.count()
         self._participant = participant
-        self._moves: dict[str, dict[str, int]] = {"nothing": {}, "cancelled": {}}
+        self.moves: dict[str, dict[str, int]] = {"nothing": {}, "cancelled": {}}
 
     async def learn(self) -> None:
         """See what a Try and a Confirm move; a Cancel has to move all of it back."""
@@ -125,11 +125,11 @@ class _Orders:
             for operation, each in zip(order, await self._in_turn(order), strict=True):
                 if each.error is not None:
                     raise BrokenPromise(f"a {_CALLED[operation]} in its turn succeeds: it {each}")
-            self._moves[end] = _moved(before, await self._participant.state())
-            if not self._moves["held"]:
+            self.moves[end] = _moved(before, await self._participant.state())
+            if not self.moves["held"]:
                 raise BrokenPromise("a Try holds something: it moved nothing")
         has_confirm = getattr(self._participant, "has_confirm", True)
-        if has_confirm and self._moves["confirmed"] == self._moves["held"]:
+        if has_confirm and self.moves["confirmed"] == self.moves["held"]:
             raise BrokenPromise("a Confirm spends what is held: it moved nothing")
 
     async def one_after_the_other(self, order: Sequence[str]) -> None:
@@ -139,7 +139,7 @@ class _Orders:
         for operation, each in zip(order, await self._in_turn(order), strict=True):
             _check(state, operation, each, first, order)
             state = _ENDS[state, operation][0]
-        await self._check_end(state, before, " then ".join(_CALLED[each] for each in order))
+        await self.check_end(state, before, " then ".join(_CALLED[each] for each in order))
 
     async def all_at_once(self, order: Sequence[str]) -> None:
         """Start all in this order without waiting; one end has to come of it."""
@@ -158,7 +158,7 @@ class _Orders:
             answered = [each for each in by[name] if each.error is None]
             for each in answered[1:]:
                 same_answer(f"doubles get one answer ({how})", answered[0], each)
-        await self._check_end("confirmed" if confirmed else "cancelled", before, how)
+        await self.check_end("confirmed" if confirmed else "cancelled", before, how)
 
     async def _in_turn(self, order: Sequence[str]) -> list[Said]:
         steps = self._participant.requests(next(self.numbers))
@@ -172,15 +172,16 @@ class _Orders:
         }
         return await said_by(calls[operation], _request(steps, operation))
 
-    async def _check_end(self, end: str, before: Mapping[str, int], how: str) -> None:
+    async def check_end(self, end: str, before: Mapping[str, int], how: str) -> None:
+        """Compare what has moved since then with what this end moves."""
         moved = _moved(before, await self._participant.state())
-        if moved == self._moves[end]:
+        if moved == self.moves[end]:
             return
         promise = {
             "cancelled": "a Cancel leaves nothing held",
             "confirmed": "a Confirm spends what was held, once",
         }[end]
-        wanted = self._moves[end] or "nothing"
+        wanted = self.moves[end] or "nothing"
         raise BrokenPromise(f"{promise} ({how}): moved {moved or 'nothing'} instead of {wanted}")
 
 

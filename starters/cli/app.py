@@ -15,6 +15,7 @@ from starters.cli import (
     advise,
     bookings,
     case,
+    conformance,
     explain,
     operate,
     order,
@@ -34,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (order, bookings, case, explain, operate, sweep, sweeper, advise, stack):
+for part in (order, bookings, case, explain, operate, sweep, sweeper, advise, conformance, stack):
     part.register(app)
 
 
