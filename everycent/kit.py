@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         store_tries,
     )
     from everycent.database.fence_ddl import fence_table
+    from everycent.database.idempotent import idempotent
     from everycent.database.participant import Participant, fence_tables
     from everycent.database.partitions import (
         AgingTable,
@@ -95,6 +96,7 @@ __all__ = (
     "fence_table",
     "fence_tables",
     "hold",
+    "idempotent",
     "lock_for_confirm",
     "make_partitions",
     "one_by_one",
@@ -126,6 +128,7 @@ _HOMES = {
     "everycent.database.partitions": (
         "AgingTable", "Month", "drop_partitions", "make_partitions",
     ),
+    "everycent.database.idempotent": ("idempotent",),
     "everycent.database.participant": ("Participant", "fence_tables"),
     "everycent.domain.counted": ("NoSuchItem", "NotEnough", "TakeUnits", "UnitsHeld"),
     "everycent.domain.fence": ("FenceState",),
