@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from everycent.gateways.url_participant import UrlParticipant
     from everycent.proof.audit import audit
+    from everycent.proof.bench import flow_server, service_database
     from everycent.proof.conformance import BrokenPromise, assert_idempotent, one_by_one
     from everycent.proof.conformance_participant import Steps, assert_participant
     from everycent.proof.report import AuditReport
@@ -95,12 +96,14 @@ __all__ = (
     "drop_partitions",
     "fence_table",
     "fence_tables",
+    "flow_server",
     "hold",
     "idempotent",
     "lock_for_confirm",
     "make_partitions",
     "one_by_one",
     "participant_workers",
+    "service_database",
     "store_ends",
     "store_tries",
     "uninterrupted",
@@ -139,6 +142,7 @@ _HOMES = {
         "RemoteParticipant",
     ),
     "everycent.proof.audit": ("audit",),
+    "everycent.proof.bench": ("flow_server", "service_database"),
     "everycent.proof.conformance": ("BrokenPromise", "assert_idempotent", "one_by_one"),
     "everycent.proof.conformance_participant": ("Steps", "assert_participant"),
     "everycent.proof.report": ("AuditReport",),

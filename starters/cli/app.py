@@ -17,6 +17,7 @@ from starters.cli import (
     case,
     conformance,
     explain,
+    new,
     operate,
     order,
     stack,
@@ -35,7 +36,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (order, bookings, case, explain, operate, sweep, sweeper, advise, conformance, stack):
+for part in (
+    order,
+    bookings,
+    case,
+    explain,
+    operate,
+    sweep,
+    sweeper,
+    advise,
+    conformance,
+    new,
+    stack,
+):
     part.register(app)
 
 

@@ -164,7 +164,10 @@ async def test_a_finish_hits_its_open_row_or_nothing(
 async def test_who_comes_second_waits_and_then_hears_of_the_first(
     engine: AsyncEngine, key: str, first: str
 ) -> None:
-    """Confirm against Cancel on a held row. Red when: the row is read without its lock."""
+    """Confirm against Cancel on a held row.
+
+    Red when: the row is read without its lock.
+    """
     async with engine.begin() as tx:
         await held(tx, key)
     calls: dict[str, Any] = {"confirm": lambda tx: claim(tx, "confirm", key),

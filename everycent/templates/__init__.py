@@ -1,0 +1,1 @@
+"""What `everycent new` writes: a participant or a flow with tests that pass at once."""
