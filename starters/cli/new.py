@@ -50,7 +50,7 @@ def _write(kind: str, name: str, into: Path) -> None:
         for file, template in {
             "NAME.py": f"{kind}.py.txt",
             "NAME_worker.py": f"{kind}_worker.py.txt",
-            "test_NAME.py": f"{kind}_test.py.txt",
+            "test_NAME.py": f"{kind}_trial.py.txt",
         }.items()
     }
     for path in files:
