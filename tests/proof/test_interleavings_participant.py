@@ -51,7 +51,7 @@ DECLARED = Kind(
 async def test_every_order_of_two_sessions_is_safe(unsynced: PostgresServer, batch: int) -> None:
     """Try, Confirm, Cancel and their doubles, from nothing and after a Try; keys that overlap.
 
-    Red when: a Cancel of the platform's leaves no tombstone, or a batch moves rows unlocked.
+    Red when: a Cancel of the platform gives nothing back, or moves what the row does not hold.
     """
     name = f"declared_{uuid.uuid4().hex[:12]}"
     unsynced.execute(f"CREATE DATABASE {name}")
