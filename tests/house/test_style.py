@@ -21,7 +21,6 @@ LONGER: dict[str, int] = {
     "everycent/domain/ledger.py": 528,
     "everycent/domain/order.py": 419,
     "everycent/gateways/payment_provider.py": 419,
-    "workflows/checkout.py": 614,
     "workflows/checkout_steps.py": 412,
     "tests/database/test_fence.py": 827,
     "tests/database/test_ledger.py": 688,
