@@ -4,7 +4,7 @@ from temporalio import activity
 
 from activities.boundary import errors_for_temporal
 from activities.coalescer import Coalescer
-from everycent.database import order, withdrawal
+from everycent.database import order, repair_case, withdrawal
 from everycent.database.engine import Database
 from everycent.domain.order import (
     AddAttempt,
@@ -36,8 +36,8 @@ class OrderActivities:
         self._add_attempt: Coalescer[AddAttempt, AttemptAnswer] = Coalescer(
             database, order.add_attempt
         )
-        self._park = Coalescer(database, order.park_step)
-        self._settle = Coalescer(database, order.settle_case)
+        self._park = Coalescer(database, repair_case.park_step)
+        self._settle = Coalescer(database, repair_case.settle_case)
         self._withdraw: Coalescer[WithdrawOrder, WithdrawAnswer] = Coalescer(
             database, withdrawal.withdraw_order
         )

@@ -20,6 +20,7 @@ from everycent.domain.message import (
     Text,
     Told,
     Units,
+    problems_of,
     step_key,
 )
 from everycent.domain.outcome import Refusal
@@ -157,13 +158,6 @@ class PlaceOrder(Message):
     def workflow_id(self) -> str:
         """Return the id of the workflow that drives this order."""
         return f"checkout/{self.tenant}/{self.order_id}"
-
-
-def problems_of(error: ValidationError) -> str:
-    """Say in one line which fields are wrong and why."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in e['loc']) or 'order'}: {e['msg']}" for e in error.errors()
-    )
 
 
 def differing_fields(stored: dict[str, Any], request: PlaceOrder) -> tuple[str, ...]:

@@ -270,7 +270,8 @@ def _payment(
     card: str | None, *, redirect: bool, balance: str | None, request: str | None
 ) -> "Payment":
     """Build the payment; without an id, the same way to pay is the same attempt."""
-    from everycent.domain.order import PAYMENTS, problems_of
+    from everycent.domain.message import problems_of
+    from everycent.domain.order import PAYMENTS
     from everycent.errors import InvalidRequest
     from starters.checkouts import attempt_id
 

@@ -23,6 +23,7 @@ from everycent.database import (
     order,
     payment,
     points,
+    repair_case,
     withdrawal,
 )
 from everycent.database import provider_call as calls
@@ -193,7 +194,7 @@ LOCKS = {
     ),
     "cases to park": Case(
         "order", lambda name: rows.case(case_key=f":t || '/{name}/step'"),
-        f"repair_case WHERE case_{KEYS}", lambda tx, t, n: order.park_step(tx, park(t, n)),
+        f"repair_case WHERE case_{KEYS}", lambda tx, t, n: repair_case.park_step(tx, park(t, n)),
     ),
     "calls to send": Case(
         "payment",
@@ -336,14 +337,14 @@ async def test_a_case_counts_its_failures_until_a_person_ends_it(
         return [SettleCase.model_validate({**values, "by": by, "by_hand": True})]
 
     async with databases["order"].transaction() as tx:
-        await order.park_step(tx, later(0))
-        await order.park_step(tx, later(0))  # The same failure, told twice.
+        await repair_case.park_step(tx, later(0))
+        await repair_case.park_step(tx, later(0))  # The same failure, told twice.
         assert await standing(tx) == (1, "OPEN", None)
-        await order.park_step(tx, later(1))
+        await repair_case.park_step(tx, later(1))
         assert await standing(tx) == (2, "OPEN", None)
-        await order.settle_case(tx, settle("ann"))
-        await order.settle_case(tx, settle("bob"))
-        await order.park_step(tx, later(2))
+        await repair_case.settle_case(tx, settle("ann"))
+        await repair_case.settle_case(tx, settle("bob"))
+        await repair_case.park_step(tx, later(2))
         assert await standing(tx) == (2, "RESOLVED", "ann")
 
 

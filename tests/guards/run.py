@@ -37,6 +37,7 @@ COPIED = ("everycent", "activities", "workflows", "workers", "starters", "tests"
 SERVICE_OF: dict[str, str] = {
     "fence": "account", "fence_ddl": "account", "provider_call": "payment",
     "retention": "inventory", "migrate": "ledger", "partitions": "account", "withdrawal": "order",
+    "repair_case": "order",
 }  # fmt: skip
 
 
