@@ -33,6 +33,7 @@ with workflow.unsafe.imports_passed_through():
     from everycent.errors import NotConfirmable
     from workflows.checkout_counter import Counter
     from workflows.checkout_wish import RefusedError, Replaced
+    from workflows.protocols import PROTOCOLS
     from workflows.saga import ParkedStep, Saga, run_or_park, uninterrupted
     from workflows.telling import unopened
 
@@ -97,14 +98,14 @@ class Checkout(Counter):
         self._steps.opened_on = opened.opened_on
         self._steps.window_ends_at = opened.window_ends_at
         self._payments = dict(enumerate(opened.attempts, start=1))
+        self._protocol = PROTOCOLS[opened.mode](self._wish)
         return opened
 
     async def _try_to_sell(self) -> None:
         try:
             self._wish.check()
-            await self._reserve_stock()
-            await self._freeze_points()
-            paid_by = await self._take_payment()
+            holds = (self._reserve_stock, self._freeze_points)
+            paid_by = await self._protocol.claim(holds, self._take_payment)
         except RefusedError as refused:
             await self._decide(refused.verdict)
         else:
@@ -163,10 +164,11 @@ class Checkout(Counter):
         return self._payments[number]
 
     async def _wait_for_customer(self, named: Callable[[], bool]) -> None:
+        await self._protocol.all_held()
         await self._mark(WaitsFor.PAYMENT)
         try:
             await workflow.wait_condition(
-                lambda: named() or self._wish.cancel is not None,
+                lambda: named() or self._wish.cancel is not None or self._wish.given_up,
                 timeout=self._steps.window_left,
                 timeout_summary="payment window",
             )
@@ -197,6 +199,7 @@ class Checkout(Counter):
         )
         if isinstance(answer, RedirectOpened):
             self._redirect_url = answer.url
+            await self._protocol.all_held()
             await self._mark(WaitsFor.PAYMENT)
             answer = await self._wish.while_wanted(
                 self._steps.await_customer(payment), replaced, self._steps.window_left
@@ -323,7 +326,7 @@ class Checkout(Counter):
 
     async def _abort(self) -> OrderResult:
         self._tell_details(f"undoing: {self._verdict.reason}")
-        parked = await self._saga.compensate()
+        parked = await self._saga.compensate(at_once=self._protocol.undoes_at_once)
         await asyncio.gather(
             self._ahead.refund_late(), *(self._desk.repair(step) for step in parked)
         )

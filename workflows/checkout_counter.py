@@ -28,6 +28,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.checkout_ahead import StepsAhead
     from workflows.checkout_steps import CheckoutSteps
     from workflows.checkout_wish import Wish
+    from workflows.protocols import InTurn
     from workflows.repair import RepairDesk, say
     from workflows.saga import Saga
     from workflows.telling import Standing, details, differs, told
@@ -41,8 +42,9 @@ class Counter:
         self._steps = CheckoutSteps(order)
         self._desk = RepairDesk(self._steps, on_change=self._tell_parked)
         self._ahead = StepsAhead(order, self._steps, self._desk)
-        self._saga = Saga()
         self._wish = Wish(order, self._steps)
+        self._saga = Saga()
+        self._protocol = InTurn(self._wish)  # Until the order's row has told its mode.
         self._verdict = Verdict(decision=Decision.OPEN)
         self._doing = ""
         self._opened: OpenedOrder | None = None

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, RetryState
@@ -13,6 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from everycent.domain.order import CancelOrder, Decision, OrderStatus, PlaceOrder, Verdict
     from everycent.domain.outcome import Refusal
     from workflows.checkout_steps import CheckoutSteps
+    from workflows.tcc import forget
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class Wish:
         self._order = order
         self._steps = steps
         self.cancel: CancelOrder | None = None
+        self.given_up = False  # Decided, or about to be: what runs beside begins nothing more.
 
     async def while_wanted(
         self,
@@ -50,13 +52,14 @@ class Wish:
         The step may still run then, and nobody asks for its answer any more: the undo that comes
         next finds out what became of it, and a late attempt finds the tombstone.
         """
-        handle.add_done_callback(_forget)
+        handle.add_done_callback(forget)
         try:
             await workflow.wait_condition(
-                lambda: handle.done() or self.cancel is not None or replaced(),
+                lambda: handle.done() or self.cancel is not None or replaced() or self.given_up,
                 timeout=timeout,
                 timeout_summary="payment window",
             )
+            self.check_given_up()
             if handle.done():
                 return await handle
         except TimeoutError:
@@ -75,9 +78,19 @@ class Wish:
 
     def check(self) -> None:
         """Stop before a step of an order that is cancelled, or whose window is over."""
+        self.check_given_up()
         self.check_cancelled()
         if workflow.now() >= self._steps.window_ends_at:
             raise RefusedError(OrderStatus.EXPIRED, self.expired())
+
+    def give_up(self) -> None:
+        """Stop everything that is still under way before the decision."""
+        self.given_up = True
+
+    def check_given_up(self) -> None:
+        """Stop if another branch has given the order up; its reason counts, nobody hears ours."""
+        if self.given_up:
+            raise RefusedError(OrderStatus.REJECTED, "another branch was refused")
 
     def check_cancelled(self) -> None:
         """Stop if the order is cancelled."""
@@ -87,9 +100,3 @@ class Wish:
     def expired(self) -> str:
         """Say why an order whose window is over ends."""
         return f"not paid within {self._order.payment_window_seconds} s"
-
-
-def _forget(task: asyncio.Task[Any]) -> None:
-    """Look at the outcome that nobody awaits, so that it is not reported as lost."""
-    if not task.cancelled():
-        task.exception()

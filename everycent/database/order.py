@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from everycent.database.engine import sql
 from everycent.database.fence import assert_all_written
 from everycent.domain.message import HASH_VERSION, OrderRequest, request_hash
+from everycent.domain.mode import Mode
 from everycent.domain.order import (
     MAX_ATTEMPTS,
     PAYMENTS,
@@ -184,16 +185,18 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
     result = await tx.execute(
         sql(
             "INSERT INTO shop_order (tenant, order_id, customer, currency, total_minor, request,"
-            " request_hash, hash_version, driver, run, opened_at, opened_on, window_ends_at,"
+            " request_hash, hash_version, mode, driver, run, opened_at, opened_on, window_ends_at,"
             " moved_at)"
             " SELECT tenant, order_id, customer, currency, total, request::jsonb, hash,"
-            " CAST(:version AS smallint), driver, run, at, (at AT TIME ZONE 'UTC')::date, ends, at"
+            " CAST(:version AS smallint), mode, driver, run, at,"
+            " (at AT TIME ZONE 'UTC')::date, ends, at"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]),"
             " CAST(:customers AS text[]), CAST(:currencies AS text[]), CAST(:totals AS bigint[]),"
-            " CAST(:requests AS text[]), CAST(:hashes AS text[]), CAST(:drivers AS text[]),"
-            " CAST(:runs AS text[]), CAST(:ats AS timestamptz[]), CAST(:ends AS timestamptz[]))"
-            " AS new (tenant, order_id, customer, currency, total, request, hash, driver, run, at,"
-            f" ends) {_IN_ORDER} ON CONFLICT (tenant, order_id) DO NOTHING"
+            " CAST(:requests AS text[]), CAST(:hashes AS text[]), CAST(:modes AS text[]),"
+            " CAST(:drivers AS text[]), CAST(:runs AS text[]), CAST(:ats AS timestamptz[]),"
+            " CAST(:ends AS timestamptz[]))"
+            " AS new (tenant, order_id, customer, currency, total, request, hash, mode, driver,"
+            f" run, at, ends) {_IN_ORDER} ON CONFLICT (tenant, order_id) DO NOTHING"
             " RETURNING tenant, order_id"
         ),
         {
@@ -204,6 +207,7 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
             "totals": [order.total_minor for order in orders],
             "requests": [order.model_dump_json() for order in orders],
             "hashes": [request_hash(order, order.HASHED) for order in orders],
+            "modes": [order.mode or Mode.SAGA for order in orders],
             "drivers": [r.driver for r in requests],
             "runs": [r.run for r in requests],
             "ats": [r.at for r in requests],
@@ -264,7 +268,7 @@ async def _rows(
 ) -> dict[OrderId, Row[Any]]:
     result = await tx.execute(
         sql(
-            "SELECT tenant, order_id, request, request_hash, hash_version, decision, attempt,"
+            "SELECT tenant, order_id, request, request_hash, hash_version, mode, decision, attempt,"
             " abort_status, reason, run, shared, opened_at, opened_on, window_ends_at, result"
             f" FROM shop_order WHERE {_THESE} {_IN_ORDER} {lock}"
         ),
@@ -303,6 +307,7 @@ def _opened(
         verdict=_verdict(row).model_copy(update={"shared": shared}),
         attempts=tuple(attempts),
         result=None if row.result is None else OrderResult.model_validate(row.result),
+        mode=Mode(row.mode),
     )
 
 

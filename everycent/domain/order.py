@@ -23,6 +23,7 @@ from everycent.domain.message import (
     problems_of,
     step_key,
 )
+from everycent.domain.mode import Mode
 from everycent.domain.outcome import Refusal
 from everycent.domain.withdrawal import OrderWithdrawn
 from everycent.errors import InvalidRequest
@@ -116,6 +117,7 @@ class PlaceOrder(Message):
     payment: Payment | None = None
     points: int = Field(default=0, strict=True, ge=0, le=10**12)
     payment_window_seconds: int = Field(default=900, strict=True, ge=1, le=30 * 86400)
+    mode: Mode | None = None  # Chosen by the starter; the order's row has the last word.
 
     @classmethod
     def from_door(cls, document: str | bytes) -> Self:
@@ -220,6 +222,7 @@ class OpenedOrder(Message):
     verdict: Verdict
     attempts: tuple[Payment, ...] = ()
     result: OrderResult | None = None
+    mode: Mode = Mode.SAGA  # For the order's whole life, whoever runs it.
 
     def withdrawn(self, why: OrderWithdrawn, attempts: tuple[Payment, ...]) -> "OpenedOrder":
         """Return it as one to be undone: its row was lost under its run, and its id withdrawn."""

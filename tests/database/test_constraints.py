@@ -257,6 +257,8 @@ ORDER = rules(
     ("shop_order_decision_is_known", order(decision="'MAYBE'")),
     ("shop_order_status_is_known", order(status="'LOST'")),
     ("shop_order_waits_for_is_known", order(waits_for="'godot'")),
+    ("shop_order_mode_is_known", order(mode="'magic'")),
+    ("shop_order_mode_is_fixed", (order(), ordered("mode = 'tcc'"))),
     ("shop_order_final_has_result", order(decision="'COMMITTED'", status="'CONFIRMED'")),
     ("shop_order_status_fits_decision", order(decision="'COMMITTED'", result="'{}'")),
     *(
