@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from everycent.database.decision import settle_decisions
+    from everycent.database.decision_ddl import decision_table
     from everycent.database.fence import (
         Claims,
         FenceTable,
@@ -25,28 +27,41 @@ if TYPE_CHECKING:
         drop_partitions,
         make_partitions,
     )
+    from everycent.domain.decision import (
+        BeginDecision,
+        CloseDecision,
+        DecisionStands,
+        MoveDecision,
+    )
     from everycent.domain.fence import FenceState
     from everycent.domain.message import Message, StepRequest
+    from everycent.domain.order import Decision
     from everycent.domain.outcome import Refusal
     from everycent.proof.audit import audit
     from everycent.proof.conformance import BrokenPromise, assert_idempotent, one_by_one
     from everycent.proof.conformance_participant import Participant, Steps, assert_participant
     from everycent.proof.report import AuditReport
     from workflows.saga import ParkedStep, Saga, uninterrupted
+    from workflows.tcc import Branch, Ending, Tcc, Wanted
 
 __all__ = (
-    "AgingTable", "AuditReport", "BrokenPromise", "Claims", "FenceState", "FenceTable", "Message",
-    "Month", "ParkedStep", "Participant", "Refusal", "Saga", "StepRequest", "Steps",
-    "assert_idempotent", "assert_participant", "audit", "claim_cancels", "claim_tries",
-    "drop_partitions", "fence_table", "lock_for_confirm", "make_partitions", "one_by_one",
-    "store_ends", "store_tries", "uninterrupted",
+    "AgingTable", "AuditReport", "BeginDecision", "Branch", "BrokenPromise", "Claims",
+    "CloseDecision", "Decision", "DecisionStands", "Ending", "FenceState", "FenceTable",
+    "Message", "Month", "MoveDecision", "ParkedStep", "Participant", "Refusal", "Saga",
+    "StepRequest", "Steps", "Tcc", "Wanted", "assert_idempotent", "assert_participant", "audit",
+    "claim_cancels", "claim_tries", "decision_table", "drop_partitions", "fence_table",
+    "lock_for_confirm", "make_partitions", "one_by_one", "settle_decisions", "store_ends",
+    "store_tries", "uninterrupted",
 )  # fmt: skip
 
 # In a wheel our `workflows` lies inside our own name: somebody else's may be installed beside us.
 _BUNDLED = (Path(__file__).parent / "_bundle").is_dir()
-_SAGA = "everycent._bundle.workflows.saga" if _BUNDLED else "workflows.saga"
+_WORKFLOWS = "everycent._bundle.workflows" if _BUNDLED else "workflows"
 _HOMES = {
-    _SAGA: ("ParkedStep", "Saga", "uninterrupted"),
+    f"{_WORKFLOWS}.saga": ("ParkedStep", "Saga", "uninterrupted"),
+    f"{_WORKFLOWS}.tcc": ("Branch", "Ending", "Tcc", "Wanted"),
+    "everycent.database.decision": ("settle_decisions",),
+    "everycent.database.decision_ddl": ("decision_table",),
     "everycent.database.fence": (
         "Claims", "FenceTable", "claim_cancels", "claim_tries", "lock_for_confirm", "store_ends",
         "store_tries",
@@ -55,8 +70,12 @@ _HOMES = {
     "everycent.database.partitions": (
         "AgingTable", "Month", "drop_partitions", "make_partitions",
     ),
+    "everycent.domain.decision": (
+        "BeginDecision", "CloseDecision", "DecisionStands", "MoveDecision",
+    ),
     "everycent.domain.fence": ("FenceState",),
     "everycent.domain.message": ("Message", "StepRequest"),
+    "everycent.domain.order": ("Decision",),
     "everycent.domain.outcome": ("Refusal",),
     "everycent.proof.audit": ("audit",),
     "everycent.proof.conformance": ("BrokenPromise", "assert_idempotent", "one_by_one"),

@@ -126,9 +126,12 @@ class PlaceOrder(Message):
         Raises InvalidRequest with one line that names each field at fault.
         """
         try:
-            return cls.model_validate_json(document, extra="forbid")
+            order = cls.model_validate_json(document, extra="forbid")
         except ValidationError as error:
             raise InvalidRequest(problems_of(error)) from error
+        if order.mode is not None:
+            raise InvalidRequest("mode: not for the shop to say; `everycent route set` does")
+        return order
 
     @model_validator(mode="after")
     def _pays_all(self) -> Self:

@@ -18,6 +18,7 @@ from starters.cli import (
     explain,
     operate,
     order,
+    route,
     stack,
     sweep,
     sweeper,
@@ -34,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (order, bookings, case, explain, operate, sweep, sweeper, advise, stack):
+for part in (order, bookings, case, explain, operate, route, sweep, sweeper, advise, stack):
     part.register(app)
 
 

@@ -329,7 +329,7 @@ def _totals(file: "OrderFile") -> dict[str, int]:
 def _print_file(file: "OrderFile", link: str) -> None:
     order = file.order
     names = {"order_id", "tenant", "customer", "status", "reason", "decision", "waits_for",
-             "currency", "total_minor"}  # fmt: skip
+             "currency", "total_minor", "mode"}  # fmt: skip
     times = ("opened_at", "window_ends_at", "decided_at", "closed_at")
     print_facts(
         order.model_dump(mode="json", include=names)

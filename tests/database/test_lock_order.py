@@ -51,6 +51,7 @@ from everycent.domain.withdrawal import WithdrawOrder
 from everycent.settings import PoolSettings, ServiceName, Settings
 from tests.conftest import NOON, TODAY
 from tests.database import test_constraints as rows
+from tests.database.mode_rows import a_decision, deciding
 
 LOW, HIGH = "a", "b"
 Write = Callable[[AsyncConnection, str, list[str]], Awaitable[Any]]
@@ -196,6 +197,7 @@ LOCKS = {
         "order", lambda name: rows.case(case_key=f":t || '/{name}/step'"),
         f"repair_case WHERE case_{KEYS}", lambda tx, t, n: repair_case.park_step(tx, park(t, n)),
     ),
+    "decisions": Case("order", a_decision, f"decision WHERE {KEYS}", deciding),
     "calls to send": Case(
         "payment",
         lambda name: rows.call(key=f":t || '/{name}/step'", provider_key=f":t || '{name}'"),
@@ -225,6 +227,7 @@ INSERTS = {
     "orders": Case(
         "order", an_order(), "", lambda tx, t, n: order.open_order(tx, opening(t, n))
     ),
+    "decisions": Case("order", a_decision, "", deciding),
     "withdrawn ids": Case(
         "order", an_order(), "",
         of_orders(withdrawal.withdraw_order, WithdrawOrder, by="sweeper/x"),

@@ -37,7 +37,7 @@ COPIED = ("everycent", "activities", "workflows", "workers", "starters", "tests"
 SERVICE_OF: dict[str, str] = {
     "fence": "account", "fence_ddl": "account", "provider_call": "payment",
     "retention": "inventory", "migrate": "ledger", "partitions": "account", "withdrawal": "order",
-    "repair_case": "order",
+    "repair_case": "order", "routing": "order", "decision": "order", "decision_ddl": "order",
 }  # fmt: skip
 
 

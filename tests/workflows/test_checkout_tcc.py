@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import pytest
-
 from everycent.domain.mode import Mode
-from everycent.domain.order import BalancePayment, Decision, OrderStatus, PlaceOrder
+from everycent.domain.order import Decision, OrderStatus, PlaceOrder
 from tests.workflows.conftest import Shop
 
 
