@@ -72,7 +72,9 @@ async def test_a_try_that_wakes_after_its_cancel_holds_nothing(
     """
     offices = Offices(refusing={"try hotel"})
     offices.slow["try flight"] = asyncio.Event()  # Set by its Cancel.
+    began = await temporal.get_current_time()
     committed, _, _ = await travel(temporal.client, offices)
+    assert await temporal.get_current_time() - began < timedelta(seconds=5)  # Its time-out.
     assert not committed
     assert ends(offices) == ALL_CANCELLED
 
