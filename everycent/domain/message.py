@@ -73,6 +73,12 @@ def step_key(tenant: str, order_id: str, step: str, request: str | None = None) 
     return "/".join((tenant, order_id, step, *((request,) if request else ())))
 
 
+def has_branch(key: str) -> bool:
+    """Tell whether a key names a transaction and a branch of it: `<tenant>/<order>/<step>[/…]`."""
+    parts = key.split("/")
+    return len(parts) > 2 and all(parts)
+
+
 def order_of(key: str) -> str:
     """Return the xid of a key, `<tenant>/<order>`: the first two of its parts."""
     return "/".join(key.split("/", 2)[:2])
