@@ -95,6 +95,15 @@ def checked(kind: type[M], **told: object) -> M:
         raise InvalidRequest(problems_of(error)) from error
 
 
+def mode_named(text: str, flow: str = FLOW) -> Mode:
+    """Read a mode that a person typed. Raises InvalidRequest if the flow cannot run in it."""
+    if text not in tuple(Mode):
+        raise InvalidRequest(f"there is no mode {text}; there are: {', '.join(Mode)}")
+    if problem := why_not(flow, Mode(text)):
+        raise InvalidRequest(problem)
+    return Mode(text)
+
+
 def why_not(flow_name: str, mode: Mode) -> str:
     """Say why a flow cannot run in a mode; an empty text if it can."""
     flow = next((flow for flow in FLOWS if name_of(flow) == flow_name), None)

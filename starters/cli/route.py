@@ -11,6 +11,7 @@ from starters.cli.common import (
     AsJson,
     DataDir,
     Request,
+    books,
     new_table,
     operator,
     print_facts,
@@ -22,6 +23,7 @@ from starters.cli.common import (
 
 if TYPE_CHECKING:
     from everycent.domain.routing import Route
+    from everycent.domain.shadow import Shadow
 
 Flow = Annotated[str, typer.Option(help="The flow.")]
 RuleTenant = Annotated[str, typer.Option(help="The shop; *: every one without a rule of its own.")]
@@ -34,6 +36,7 @@ def register(app: typer.Typer) -> None:
     group.command("set")(set_route)
     group.command("list")(list_routes)
     group.command()(rollback)
+    group.command("shadow")(shadow_run)
     app.add_typer(group, name="route")
 
 
@@ -85,6 +88,34 @@ def list_routes(
     print_table(table)
 
 
+def shadow_run(
+    mode: Annotated[str, typer.Argument(metavar="MODE", help="The mode to be switched to.")],
+    orders: Annotated[int, typer.Option(min=1, help="Of so many orders, the newest.")] = 100,
+    tenant: RuleTenant = "*",
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Tell how the last orders would have gone in another mode, before the switch.
+
+    It reads by read-only roles and asks nobody anything: no row, no hold, no call.
+    """
+    found = run(_shadow(mode, tenant, orders, data_dir))
+    if as_json:
+        print_json(found)
+        return
+    table = new_table("tenant", "order", "today", "then", "begun and cancelled")
+    for each in found:
+        if each.then is None or each.differs:
+            then = each.then.decision if each.then else "cannot be told"
+            table.add_row(
+                each.tenant, each.order_id, each.today.decision, then, ", ".join(each.more)
+            )
+    print_table(table)
+    untold = sum(each.then is None for each in found)
+    differ = sum(each.differs for each in found)
+    typer.echo(f"{len(found)} orders: {differ} differ, {untold} cannot be told")
+
+
 def _told(flow: str, tenant: str, reason: str, request: str | None) -> dict[str, Any]:
     """Return what every change of a rule says of itself."""
     from everycent import clock
@@ -122,6 +153,14 @@ async def _list(flow: str, data_dir: Path) -> "list[Route]":
 
     async with shop(data_dir) as at:
         return await Routing(at.client, at.reader).rules(flow)
+
+
+async def _shadow(mode: str, tenant: str, orders: int, data_dir: Path) -> "list[Shadow]":
+    from everycent.database.shadow_reads import shadows
+    from starters.routing import mode_named
+
+    async with books(data_dir) as reader:
+        return await shadows(reader, tenant, mode_named(mode), limit=orders)
 
 
 def _print(rule: "Route", *, as_json: bool) -> None:

@@ -142,3 +142,27 @@ async def test_the_same_switch_typed_again_is_one_rule(everycent: CommandLine) -
         assert (set_["number"], set_["mode"], set_["rest"]) == (1, "tcc", "saga")
     listed = await everycent("route", "list", shop=False)
     assert "tcc for 30 %, saga for the others" in listed.stdout
+
+
+@pytest.mark.requirement("AC9.5")
+async def test_a_shadow_run_tells_what_the_other_mode_would_begin_and_begins_nothing(
+    everycent: CommandLine, an_order: MakeOrder, bookings: Bookings, reader: Reader, tenant: str
+) -> None:
+    """Of two sagas one was out of stock: in TCC its card would have been authorised and voided.
+
+    Red when: a branch that was never begun is left out of the other mode's plan.
+    """
+    await bookings.receive_stock(tenant, "LAMP", 1, request="first")
+    await everycent.place(an_order("sold"))
+    await everycent.place(an_order("none-left"))
+    told = {each["order_id"]: each for each in await everycent.json("route", "shadow", "tcc")}
+    assert told["sold"]["more"] == []
+    assert told["none-left"]["more"] == ["payment"]
+    assert told["none-left"]["then"]["decision"] == "ABORTED"
+    listed = await everycent("route", "shadow", "tcc")
+    assert "2 orders: 1 differ, 0 cannot be told" in listed.stdout
+    keys = {"low": f"{tenant}/none-left/", "high": f"{tenant}/none-left0"}
+    sql = "SELECT 1 FROM payment WHERE key BETWEEN :low AND :high AND request_hash IS NOT NULL"
+    assert await reader.rows("payment", sql, **keys) == []
+    refused = await everycent("route", "shadow", "mixed")
+    assert (refused.exit_code, "has no mode mixed" in refused.output) == (2, True)
