@@ -4,8 +4,15 @@ from temporalio import activity
 
 from activities.boundary import errors_for_temporal
 from activities.coalescer import Coalescer
-from everycent.database import order, withdrawal
+from everycent.database import decision, order, repair_case, routing, withdrawal
 from everycent.database.engine import Database
+from everycent.domain.decision import (
+    BeginDecision,
+    CloseDecision,
+    DecisionRequest,
+    DecisionStands,
+    MoveDecision,
+)
 from everycent.domain.order import (
     AddAttempt,
     AttemptAnswer,
@@ -22,6 +29,7 @@ from everycent.domain.order import (
     SettleCase,
     Verdict,
 )
+from everycent.domain.routing import RollBackRoute, RouteAnswer, SetRoute
 from everycent.domain.withdrawal import WithdrawAnswer, WithdrawOrder
 
 
@@ -36,10 +44,16 @@ class OrderActivities:
         self._add_attempt: Coalescer[AddAttempt, AttemptAnswer] = Coalescer(
             database, order.add_attempt
         )
-        self._park = Coalescer(database, order.park_step)
-        self._settle = Coalescer(database, order.settle_case)
+        self._park = Coalescer(database, repair_case.park_step)
+        self._settle = Coalescer(database, repair_case.settle_case)
         self._withdraw: Coalescer[WithdrawOrder, WithdrawAnswer] = Coalescer(
             database, withdrawal.withdraw_order
+        )
+        self._route: Coalescer[SetRoute | RollBackRoute, RouteAnswer] = Coalescer(
+            database, routing.change_routes
+        )
+        self._decision: Coalescer[DecisionRequest, DecisionStands] = Coalescer(
+            database, decision.settle_decisions
         )
 
     @activity.defn(name="order.open_order")
@@ -89,3 +103,33 @@ class OrderActivities:
         """Withdraw the id of an order that is not written down, or answer that it is."""
         with errors_for_temporal():
             return await self._withdraw.join(request)
+
+    @activity.defn(name="order.set_route")
+    async def set_route(self, request: SetRoute) -> RouteAnswer:
+        """Switch the mode of coming orders, or answer what the switch had led to."""
+        with errors_for_temporal():
+            return await self._route.join(request)
+
+    @activity.defn(name="order.roll_back_route")
+    async def roll_back_route(self, request: RollBackRoute) -> RouteAnswer:
+        """Take the last switch back, or answer what taking it back had led to."""
+        with errors_for_temporal():
+            return await self._route.join(request)
+
+    @activity.defn(name="order.begin_decision")
+    async def begin_decision(self, request: BeginDecision) -> DecisionStands:
+        """Write a transaction without an order down, or answer how far it has come."""
+        with errors_for_temporal():
+            return await self._decision.join(request)
+
+    @activity.defn(name="order.move_decision")
+    async def move_decision(self, request: MoveDecision) -> DecisionStands:
+        """Move the one decision of such a transaction, or answer the one that stands."""
+        with errors_for_temporal():
+            return await self._decision.join(request)
+
+    @activity.defn(name="order.close_decision")
+    async def close_decision(self, request: CloseDecision) -> DecisionStands:
+        """Say that every branch of such a transaction has followed its decision."""
+        with errors_for_temporal():
+            return await self._decision.join(request)

@@ -54,6 +54,10 @@ class KeyReused(Bug):
     """Another request was sent under a key that is taken; nothing moved."""
 
 
+class NoBranch(InvalidRequest):
+    """A call came whose key names no transaction and branch; nothing was written."""
+
+
 class AlreadyCancelled(InvalidRequest):
     """A Try came after its Cancel: the tombstone refuses it, nothing is held."""
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from activities.participant import participant_workers
     from activities.url_participant import url_workers
     from everycent.database.counted import Counted
+    from everycent.database.decision import settle_decisions
+    from everycent.database.decision_ddl import decision_table
     from everycent.database.fence import (
         Claims,
         FenceTable,
@@ -31,8 +33,15 @@ if TYPE_CHECKING:
         make_partitions,
     )
     from everycent.domain.counted import NoSuchItem, NotEnough, TakeUnits, UnitsHeld
+    from everycent.domain.decision import (
+        BeginDecision,
+        CloseDecision,
+        DecisionStands,
+        MoveDecision,
+    )
     from everycent.domain.fence import FenceState
     from everycent.domain.message import Message, StepRequest
+    from everycent.domain.order import Decision
     from everycent.domain.outcome import Refusal
     from everycent.domain.participant import (
         BranchRequest,
@@ -52,6 +61,7 @@ if TYPE_CHECKING:
     from workflows.branches import Branches, NotDone, Refused, all_or_nothing, hold
     from workflows.ready_made import BALANCE, POINTS, STOCK
     from workflows.saga import ParkedStep, Saga, uninterrupted
+    from workflows.tcc import Branch, Ending, Tcc, Wanted
 
 __all__ = (
     "BALANCE",
@@ -59,19 +69,26 @@ __all__ = (
     "STOCK",
     "AgingTable",
     "AuditReport",
+    "BeginDecision",
+    "Branch",
     "BranchRequest",
     "Branches",
     "BrokenPromise",
     "CancelBranch",
     "Cancelled",
     "Claims",
+    "CloseDecision",
     "ConfirmBranch",
     "Confirmed",
     "Counted",
+    "Decision",
+    "DecisionStands",
+    "Ending",
     "FenceState",
     "FenceTable",
     "Message",
     "Month",
+    "MoveDecision",
     "NoSuchItem",
     "NotDone",
     "NotEnough",
@@ -84,15 +101,18 @@ __all__ = (
     "StepRequest",
     "Steps",
     "TakeUnits",
+    "Tcc",
     "Trial",
     "UnitsHeld",
     "UrlParticipant",
+    "Wanted",
     "all_or_nothing",
     "assert_idempotent",
     "assert_participant",
     "audit",
     "claim_cancels",
     "claim_tries",
+    "decision_table",
     "drop_partitions",
     "fence_table",
     "fence_tables",
@@ -104,6 +124,7 @@ __all__ = (
     "one_by_one",
     "participant_workers",
     "service_database",
+    "settle_decisions",
     "store_ends",
     "store_tries",
     "uninterrupted",
@@ -123,6 +144,9 @@ _HOMES = {
     f"{_FOLDERS}activities.url_participant": ("url_workers",),
     "everycent.gateways.url_participant": ("UrlParticipant",),
     "everycent.database.counted": ("Counted",),
+    f"{_FOLDERS}workflows.tcc": ("Branch", "Ending", "Tcc", "Wanted"),
+    "everycent.database.decision": ("settle_decisions",),
+    "everycent.database.decision_ddl": ("decision_table",),
     "everycent.database.fence": (
         "Claims", "FenceTable", "claim_cancels", "claim_tries", "lock_for_confirm", "store_ends",
         "store_tries",
@@ -134,8 +158,12 @@ _HOMES = {
     "everycent.database.idempotent": ("idempotent",),
     "everycent.database.participant": ("Participant", "fence_tables"),
     "everycent.domain.counted": ("NoSuchItem", "NotEnough", "TakeUnits", "UnitsHeld"),
+    "everycent.domain.decision": (
+        "BeginDecision", "CloseDecision", "DecisionStands", "MoveDecision",
+    ),
     "everycent.domain.fence": ("FenceState",),
     "everycent.domain.message": ("Message", "StepRequest"),
+    "everycent.domain.order": ("Decision",),
     "everycent.domain.outcome": ("Refusal",),
     "everycent.domain.participant": (
         "BranchRequest", "CancelBranch", "Cancelled", "ConfirmBranch", "Confirmed",

@@ -46,6 +46,7 @@ from starters.refusals import (
     OrderWithdrawnError,
     TooLateError,
 )
+from starters.routing import mode_of_new
 from workers.queues import TOGETHER, WORKFLOWS
 from workflows import attributes
 from workflows.checkout import Checkout
@@ -88,6 +89,7 @@ class Checkouts:
         """
         known = await self._find(order)
         if known is None:
+            order = await self._routed(order)
             try:
                 return await self._start(order)
             except (WorkflowAlreadyStartedError, NotRunningError):
@@ -98,8 +100,10 @@ class Checkouts:
                 if await self._find(order) is None:
                     return await self._take_up(order)
                 raise
-        if known is not None and known.result is not None:
-            return _placement(known)
+        if known is not None:
+            if known.result is not None:
+                return _placement(known)
+            order = order.model_copy(update={"mode": known.mode})
         try:
             return await self._take_up(order)
         except NotRunningError:
@@ -208,6 +212,13 @@ class Checkouts:
     async def progress(self, tenant: str, order_id: str) -> Placement:
         """Ask the order's run how far it is."""
         return await self._handle(tenant, order_id).query(Checkout.progress)
+
+    async def _routed(self, order: PlaceOrder) -> PlaceOrder:
+        """Return a new order with its mode; once it is begun, its row has the last word."""
+        if order.mode is not None:
+            return order
+        mode = await mode_of_new(self._reader, "checkout", order.tenant, order.order_id)
+        return order.model_copy(update={"mode": mode})
 
     async def _start(self, order: PlaceOrder) -> Placement:
         start = WithStartWorkflowOperation(

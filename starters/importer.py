@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from everycent.domain.message import Message
+from everycent.domain.message import Message, problems_of
 from everycent.domain.order import (
     CardPayment,
     OrderLine,
@@ -28,7 +28,6 @@ from everycent.domain.order import (
     OrderStatus,
     PlaceOrder,
     WaitsFor,
-    problems_of,
 )
 from everycent.errors import InvalidRequest
 from starters.bookings import Bookings

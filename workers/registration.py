@@ -13,10 +13,11 @@ from datetime import timedelta
 from typing import Any
 
 from activities.payment import CallTimes
+from everycent.domain.mode import Mode
 from everycent.domain.outcome import Refusal
 from everycent.errors import InvalidRequest
 from everycent.settings import PoolSettings, Settings
-from workflows.catalog import FLOWS, PLANS
+from workflows.catalog import FLOWS, MODES, PLANS
 from workflows.options import BUDGET
 from workflows.steps import Plan, Step
 
@@ -50,6 +51,8 @@ def problems(
             yield f"flow {flow.__name__} declares no steps: give it a Plan in workflows/catalog.py"
     for flow, plan in plans.items():
         yield from plan_problems(flow.__name__, plan)
+        for mode in MODES.get(flow, ()):
+            yield from mode_problems(flow.__name__, plan, mode)
         for step in plan.steps:
             yield from _time_problems(flow.__name__, step, settings.pool)
     yield from _retention_problems(settings, list(plans.values()))
@@ -62,12 +65,7 @@ def plan_problems(flow: str, plan: Plan) -> Iterator[str]:
         where = f"flow {flow}, step {step.name!r}"
         yield from _key_problems(where, step)
         yield from _way_back_problems(where, step, is_follower=id(step) in followers)
-    pivots = [step.name for step in plan.steps if step.pivot]
-    if len(pivots) > 1:
-        yield (
-            f"flow {flow} has two pivots, {' and '.join(map(repr, pivots))}: keep one, and make"
-            " the other a hold whose confirm cannot refuse"
-        )
+    yield from _pivot_problems(flow, plan)
     yield from _deadline_problems(flow, plan)
 
 
@@ -94,6 +92,29 @@ def _way_back_problems(where: str, step: AnyStep, *, is_follower: bool) -> Itera
             yield f"{where} holds and is never cancelled: declare undo="
     if step.confirm is not None and _can_refuse(step.confirm) and not step.confirm.pivot:
         yield f"{where}: its confirm {step.confirm.name!r} can refuse: declare it pivot=True"
+
+
+def mode_problems(flow: str, plan: Plan, mode: Mode) -> Iterator[str]:
+    """Yield why a flow cannot be run in a mode."""
+    yield from _pivot_problems(flow, plan)
+    if mode not in (Mode.TCC, Mode.MIXED):
+        return
+    for step in plan.steps:
+        if step.undo is not None and not step.holds and not step.forward:
+            yield (
+                f"flow {flow}, step {step.name!r} has no Try, and in {mode} nothing may take effect"
+                " before the decision: declare holds=True with a confirm, or forward=True if it is"
+                " begun after the decision only"
+            )
+
+
+def _pivot_problems(flow: str, plan: Plan) -> Iterator[str]:
+    pivots = [step.name for step in plan.steps if step.pivot]
+    if len(pivots) > 1:
+        yield (
+            f"flow {flow} has two pivots, {' and '.join(map(repr, pivots))}: keep one, and make"
+            " the other a hold whose confirm cannot refuse"
+        )
 
 
 def _deadline_problems(flow: str, plan: Plan) -> Iterator[str]:

@@ -3,8 +3,10 @@
 from datetime import timedelta
 from typing import Any
 
+from everycent.domain.mode import Mode
 from workflows import checkout_plan
 from workflows.checkout import Checkout
+from workflows.protocols import PROTOCOLS
 from workflows.steps import Plan
 
 FLOWS: tuple[type[Any], ...] = (Checkout,)
@@ -20,3 +22,5 @@ FLOW_NAMES: tuple[str, ...] = tuple(map(name_of, FLOWS))
 PLANS: dict[type[Any], Plan] = {
     Checkout: Plan.of(checkout_plan, window=timedelta(days=30)),  # The longest payment window.
 }
+# The modes that a flow can be switched to; a worker that knows them runs each of them.
+MODES: dict[type[Any], tuple[Mode, ...]] = {Checkout: tuple(PROTOCOLS)}

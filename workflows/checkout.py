@@ -7,33 +7,23 @@ refused, cancelled or the window over: decide ABORTING -> undo, newest first -> 
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, RetryState
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.boundary import error_of
-    from everycent.domain.message import request_hash, storable
     from everycent.domain.order import (
         MAX_ATTEMPTS,
-        AttemptAdded,
-        AttemptAnswer,
         BalancePayment,
-        CancelAnswer,
-        CancelOrder,
         Decision,
         OpenedOrder,
         OrderDiffers,
         OrderResult,
         OrderStatus,
         Payment,
-        PayOrder,
-        Placement,
         PlaceOrder,
-        RepairAnswer,
-        RepairOrder,
         Verdict,
         WaitsFor,
     )
@@ -41,48 +31,23 @@ with workflow.unsafe.imports_passed_through():
     from everycent.domain.payment import CaptureAnswer, CaptureRefused, RedirectOpened
     from everycent.domain.withdrawal import OrderWithdrawn
     from everycent.errors import NotConfirmable
-    from workflows.attributes import STATUS, WAITS_FOR
-    from workflows.checkout_ahead import StepsAhead
-    from workflows.checkout_steps import CheckoutSteps
-    from workflows.repair import RepairDesk, say
+    from workflows.checkout_counter import Counter
+    from workflows.checkout_wish import RefusedError, Replaced
+    from workflows.protocols import PROTOCOLS
     from workflows.saga import ParkedStep, Saga, run_or_park, uninterrupted
-    from workflows.telling import Standing, details, differs, told, unopened
+    from workflows.telling import unopened
 
 T = TypeVar("T")
 GONE = "the stock was gone after the payment: refunded"
 
 
-class RefusedError(Exception):
-    """The order cannot be sold; where that leads, and why."""
-
-    def __init__(self, status: OrderStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.verdict = Verdict(decision=Decision.ABORTING, status=status, reason=reason)
-
-
 @workflow.defn(name="checkout")
-class Checkout:
+class Checkout(Counter):
     """One order. Its row in the order database decides; this run drives it there."""
 
     @workflow.init
     def __init__(self, order: PlaceOrder) -> None:
-        self._order = order
-        self._steps = CheckoutSteps(order)
-        self._desk = RepairDesk(self._steps, on_change=self._tell_parked)
-        self._ahead = StepsAhead(order, self._steps, self._desk)
-        self._saga = Saga()
-        self._verdict = Verdict(decision=Decision.OPEN)
-        self._doing = ""
-        self._opened: OpenedOrder | None = None
-        self._deciding = False
-        self._cancel: CancelOrder | None = None
-        self._payments: dict[int, Payment] = {}  # By number, from 1, as they were written down.
-        self._begun: set[str] = set()  # Request ids of the payments whose undo is registered.
-        self._refusals: list[Refusal] = []
-        self._redirect_url: str | None = None
-        self._waits_for = WaitsFor.NOTHING
-        self._result: OrderResult | None = None
-        self._failure: ApplicationError | None = None
+        super().__init__(order)
 
     @workflow.run
     async def run(self, order: PlaceOrder) -> OrderResult:
@@ -133,14 +98,14 @@ class Checkout:
         self._steps.opened_on = opened.opened_on
         self._steps.window_ends_at = opened.window_ends_at
         self._payments = dict(enumerate(opened.attempts, start=1))
+        self._protocol = PROTOCOLS[opened.mode](self._wish)
         return opened
 
     async def _try_to_sell(self) -> None:
         try:
-            self._check_wanted()
-            await self._reserve_stock()
-            await self._freeze_points()
-            paid_by = await self._take_payment()
+            self._wish.check()
+            holds = (self._reserve_stock, self._freeze_points)
+            paid_by = await self._protocol.claim(holds, self._take_payment)
         except RefusedError as refused:
             await self._decide(refused.verdict)
         else:
@@ -151,7 +116,7 @@ class Checkout:
         await self._try(
             "release stock",
             self._order.step_key("reserve"),
-            lambda: self._while_wanted(self._steps.reserve_stock()),
+            lambda: self._wish.while_wanted(self._steps.reserve_stock()),
             lambda _: self._steps.release_stock(self._verdict.reason),
         )
 
@@ -160,7 +125,7 @@ class Checkout:
             await self._try(
                 "release points",
                 self._order.step_key("points"),
-                lambda: self._while_wanted(self._steps.freeze_points()),
+                lambda: self._wish.while_wanted(self._steps.freeze_points()),
                 lambda _: self._steps.unfreeze_points(self._verdict.reason),
             )
 
@@ -179,13 +144,13 @@ class Checkout:
     async def _take_payment(self) -> str | None:
         """Return the request id of the attempt that pays, None if nothing is due."""
         if self._order.due_minor == 0:
-            self._check_cancelled()
+            self._wish.check_cancelled()
             return None
         for number in range(1, MAX_ATTEMPTS + 1):
             payment = await self._payment(number)
             refusal = await self._authorise(payment, number)
             if refusal is None:
-                self._check_cancelled()
+                self._wish.check_cancelled()
                 return payment.request_id
             self._refusals.append(refusal)
         last = self._told(self._refusals[-1])
@@ -195,19 +160,20 @@ class Checkout:
         """Return the payment of that number; wait for the customer to name it if need be."""
         if number not in self._payments:
             await self._wait_for_customer(lambda: number in self._payments)
-        self._check_wanted()
+        self._wish.check()
         return self._payments[number]
 
     async def _wait_for_customer(self, named: Callable[[], bool]) -> None:
+        await self._protocol.all_held()
         await self._mark(WaitsFor.PAYMENT)
         try:
             await workflow.wait_condition(
-                lambda: named() or self._cancel is not None,
+                lambda: named() or self._wish.cancel is not None or self._wish.given_up,
                 timeout=self._steps.window_left,
                 timeout_summary="payment window",
             )
         except TimeoutError:
-            raise RefusedError(OrderStatus.EXPIRED, self._expired()) from None
+            raise RefusedError(OrderStatus.EXPIRED, self._wish.expired()) from None
         await self._mark(WaitsFor.NOTHING)
 
     async def _authorise(self, payment: Payment, number: int) -> Refusal | None:
@@ -223,7 +189,7 @@ class Checkout:
         answer: object = await self._saga.step(
             f"void payment {payment.request_id}",
             self._steps.attempt_key(payment.request_id),
-            lambda: self._while_wanted(
+            lambda: self._wish.while_wanted(
                 self._steps.freeze_balance(payment)
                 if isinstance(payment, BalancePayment)
                 else self._steps.authorise(payment),
@@ -233,59 +199,13 @@ class Checkout:
         )
         if isinstance(answer, RedirectOpened):
             self._redirect_url = answer.url
+            await self._protocol.all_held()
             await self._mark(WaitsFor.PAYMENT)
-            answer = await self._while_wanted(
+            answer = await self._wish.while_wanted(
                 self._steps.await_customer(payment), replaced, self._steps.window_left
             )
             await self._mark(WaitsFor.NOTHING)
         return answer if isinstance(answer, Refusal) else None
-
-    async def _while_wanted(
-        self,
-        handle: asyncio.Task[T],
-        replaced: Callable[[], bool] = lambda: False,
-        timeout: timedelta | None = None,
-    ) -> T | Refusal:
-        """Wait for a step, unless the order is cancelled, its window ends or the step is replaced.
-
-        The step may still run then, and nobody asks for its answer any more: the undo that comes
-        next finds out what became of it, and a late attempt finds the tombstone.
-        """
-        handle.add_done_callback(_forget)
-        try:
-            await workflow.wait_condition(
-                lambda: handle.done() or self._cancel is not None or replaced(),
-                timeout=timeout,
-                timeout_summary="payment window",
-            )
-            if handle.done():
-                return await handle
-        except TimeoutError:
-            raise RefusedError(OrderStatus.EXPIRED, self._expired()) from None
-        except ActivityError as error:
-            self._stop_trying(error)
-        self._check_cancelled()
-        return Replaced()
-
-    def _stop_trying(self, error: ActivityError) -> NoReturn:
-        ours = error_of(error)
-        if error.retry_state is RetryState.TIMEOUT:  # The window is the only limit of these steps.
-            raise RefusedError(OrderStatus.EXPIRED, self._expired()) from error
-        workflow.logger.error("a step failed before the decision: %s", ours)
-        raise RefusedError(OrderStatus.REJECTED, f"{type(ours).__name__}: {ours}") from error
-
-    def _check_wanted(self) -> None:
-        """Stop before a step of an order that is cancelled, or whose window is over."""
-        self._check_cancelled()
-        if workflow.now() >= self._steps.window_ends_at:
-            raise RefusedError(OrderStatus.EXPIRED, self._expired())
-
-    def _check_cancelled(self) -> None:
-        if self._cancel is not None:
-            raise RefusedError(OrderStatus.CANCELLED, self._cancel.reason)
-
-    def _expired(self) -> str:
-        return f"not paid within {self._order.payment_window_seconds} s"
 
     async def _decide(self, wanted: Verdict, pivot_refusal: Refusal | None = None) -> None:
         """Write the decision; who loses the race adopts what the winner wrote.
@@ -406,7 +326,7 @@ class Checkout:
 
     async def _abort(self) -> OrderResult:
         self._tell_details(f"undoing: {self._verdict.reason}")
-        parked = await self._saga.compensate()
+        parked = await self._saga.compensate(at_once=self._protocol.undoes_at_once)
         await asyncio.gather(
             self._ahead.refund_late(), *(self._desk.repair(step) for step in parked)
         )
@@ -441,174 +361,7 @@ class Checkout:
         )
         return self._tell(stored)
 
-    def _captured_minor(self) -> int:
-        """Return all that was taken: what was due, once that is decided, and what came too late."""
-        due = self._order.due_minor if self._verdict.decision is Decision.COMMITTING else 0
-        return due + self._ahead.paid_late_minor
-
     def _chosen(self) -> Payment | None:
         """Return the payment that the decision named."""
         chosen = (p for p in self._payments.values() if p.request_id == self._verdict.attempt)
         return next(chosen, None)
-
-    # -- what people see and say
-
-    async def _mark(self, waits_for: WaitsFor) -> None:
-        """Say in the row and to Temporal what the order waits for; only people read it."""
-        self._show(waits_for)
-        aborting = self._verdict.decision is Decision.ABORTING
-        status = self._verdict.status if aborting else None
-        await say("what the order waits for", lambda: self._steps.mark(waits_for, status))
-
-    def _show(self, waits_for: WaitsFor) -> None:
-        self._waits_for = waits_for
-        self._tell_details(
-            f"waiting for {waits_for}" if waits_for is not WaitsFor.NOTHING else "going on"
-        )
-        workflow.upsert_search_attributes([WAITS_FOR.value_set(waits_for)])
-
-    def _tell(self, result: OrderResult) -> OrderResult:
-        """Show the end to whoever looks at this run."""
-        self._result = result
-        self._waits_for = WaitsFor.NOTHING
-        workflow.upsert_search_attributes(
-            [STATUS.value_set(result.status), WAITS_FOR.value_set(WaitsFor.NOTHING)]
-        )
-        self._tell_details(f"{result.status}: {result.reason}" if result.reason else result.status)
-        return result
-
-    def _tell_details(self, doing: str | None = None) -> None:
-        self._doing = doing or self._doing
-        end = self._result  # Which another run may have stored.
-        standing = Standing(
-            doing=self._doing,
-            decision=end.decision if end else self._verdict.decision,
-            refusals=self._refusals,
-            captured_minor=end.captured_minor if end else self._captured_minor(),
-            refunded_minor=end.refunded_minor if end else self._ahead.refunded_minor,
-            redirect_url=self._redirect_url if self._waits_for is WaitsFor.PAYMENT else None,
-            parked=[step for step, _ in self._desk.parked.values()],
-            undone=end.undone if end else self._saga.undone,
-        )
-        workflow.set_current_details(details(self._order, standing))
-
-    async def _tell_parked(self) -> None:
-        """Let a step that was parked, or is done at last, be found and read."""
-        await self._mark(WaitsFor.REPAIR if self._desk.parked else WaitsFor.NOTHING)
-
-    def _told(self, refusal: Refusal) -> str:
-        return told(refusal, self._order.currency)
-
-    @workflow.query
-    def progress(self) -> Placement:
-        """Tell how far the order has come."""
-        closed = self._result
-        return Placement(
-            order_id=self._order.order_id,
-            request_hash=request_hash(self._order, self._order.HASHED),
-            decision=closed.decision if closed else self._verdict.decision,
-            status=closed.status if closed else self._verdict.status,
-            waits_for=WaitsFor.REPAIR if self._desk.parked else self._waits_for,
-            reason=self._reason(),
-            redirect_url=self._redirect_url if self._waits_for is WaitsFor.PAYMENT else None,
-            parked=tuple(self._desk.parked),
-            result=closed,
-        )
-
-    def _reason(self) -> str:
-        if self._result is not None:
-            return self._result.reason
-        return self._verdict.reason or (self._told(self._refusals[-1]) if self._refusals else "")
-
-    @workflow.update
-    async def placed(self, order: PlaceOrder) -> Placement:
-        """Answer once the order is decided or waits for its customer."""
-        await workflow.wait_condition(
-            lambda: (
-                self._verdict.decision is not Decision.OPEN
-                or self._result is not None
-                or self._failure is not None
-                or self._waits_for is WaitsFor.PAYMENT
-            )
-        )
-        self._check_failure()
-        return self.progress()
-
-    @placed.validator
-    def _placed_is_this_order(self, order: PlaceOrder) -> None:
-        differing = tuple(
-            name for name in order.HASHED if getattr(order, name) != getattr(self._order, name)
-        )
-        if differing:
-            raise differs(order, differing)
-
-    @workflow.update
-    async def cancel(self, request: CancelOrder) -> CancelAnswer:
-        """Cancel the order if it is not decided yet, and answer with the decision."""
-        self._cancel = self._cancel or request
-        await workflow.wait_condition(
-            lambda: self._verdict.decision is not Decision.OPEN or self._failure is not None
-        )
-        self._check_failure()
-        aborting = self._verdict.decision in (Decision.ABORTING, Decision.ABORTED)
-        status = self._verdict.status if aborting else OrderStatus.PENDING
-        return CancelAnswer(cancelled=aborting, status=status, reason=self._verdict.reason)
-
-    @cancel.validator
-    def _can_still_be_cancelled(self, request: CancelOrder) -> None:
-        if self._deciding and self._verdict.status is not OrderStatus.CANCELLED:
-            raise ApplicationError(
-                f"too late to cancel: {self._standing()}", type="TooLate", non_retryable=True
-            )
-
-    @workflow.update
-    async def pay(self, request: PayOrder) -> AttemptAnswer:
-        """Name another payment for an order whose last one was refused or takes too long."""
-        await workflow.wait_condition(lambda: self._opened is not None or self._failure is not None)
-        self._check_failure()
-        answer = await self._steps.add_attempt(request.payment)
-        if isinstance(answer, AttemptAdded):
-            self._payments.setdefault(answer.number, request.payment)
-        return answer
-
-    @pay.validator
-    def _can_still_be_paid(self, request: PayOrder) -> None:
-        if self._deciding:
-            raise ApplicationError(
-                f"too late to pay: {self._standing()}", type="TooLate", non_retryable=True
-            )
-
-    @workflow.update
-    async def repair(self, request: RepairOrder) -> RepairAnswer:
-        """Run a parked step again now, or take it as done by hand."""
-        return await self._desk.instruct(request)
-
-    @repair.validator
-    def _is_parked(self, request: RepairOrder) -> None:
-        self._desk.check(request)
-
-    def _check_failure(self) -> None:
-        """Give whoever waits the error that ended the run."""
-        if self._failure is not None:
-            raise self._failure
-
-    def _standing(self) -> str:
-        status = self._result.status if self._result else self._verdict.decision
-        return f"the order is {status.replace('OPEN', 'being decided').lower()}"
-
-    def _cancelled_in_temporal(self) -> None:
-        reason = workflow.cancellation_reason() or "cancelled in Temporal"
-        if not self._deciding:
-            self._cancel = self._cancel or CancelOrder(reason=str(storable(reason)))
-
-
-def _forget(task: asyncio.Task[Any]) -> None:
-    """Look at the outcome that nobody awaits, so that it is not reported as lost."""
-    if not task.cancelled():
-        task.exception()
-
-
-class Replaced(Refusal):
-    """The customer named another payment before this one had an answer."""
-
-    kind: str = "replaced"

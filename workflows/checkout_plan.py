@@ -134,6 +134,7 @@ EARN_POINTS = Step(
     finishes("points"),
     DATABASE_MUST,
     key="earn",
+    forward=True,
     undo=TAKE_EARNED_POINTS_BACK,
 )
 GIVE_POINTS_BACK = Step(
@@ -248,5 +249,6 @@ BOOK_SALE = Step(
     finishes("ledger"),
     DATABASE_MUST,
     key="ledger",
+    forward=True,
     undo=REVERSE_SALE,
 )

@@ -68,23 +68,30 @@ class Saga:
         """Register the undo of a step that this run did not begin, but another may have."""
         self._undos.append(_Undo(name, key, undo))
 
-    async def compensate(self) -> list[ParkedStep]:
-        """Run every undo, newest first; return those that did not succeed.
+    async def compensate(self, *, at_once: bool = False) -> list[ParkedStep]:
+        """Run every undo, newest first or all side by side; return those that did not succeed.
 
         Neither a cancellation of the run nor an undo that fails stops any of the others.
         """
-        return await uninterrupted(self._undo_all())
+        return await uninterrupted(self._undo_at_once() if at_once else self._undo_in_turn())
 
-    async def _undo_all(self) -> list[ParkedStep]:
+    async def _undo_in_turn(self) -> list[ParkedStep]:
         parked = []
         while self._undos:
-            entry = self._undos.pop()
-            done = await run_or_park(entry.name, entry.key, entry.run)
-            if isinstance(done, ParkedStep):
-                parked.append(done)
-            else:
-                self.undone.append(entry.name)
+            parked += await self._undo(self._undos.pop())
         return parked
+
+    async def _undo_at_once(self) -> list[ParkedStep]:
+        undos, self._undos = self._undos, []
+        parked = await asyncio.gather(*map(self._undo, undos))
+        return [step for steps in parked for step in steps]
+
+    async def _undo(self, entry: _Undo[object]) -> list[ParkedStep]:
+        done = await run_or_park(entry.name, entry.key, entry.run)
+        if isinstance(done, ParkedStep):
+            return [done]
+        self.undone.append(entry.name)
+        return []
 
 
 async def run_or_park(name: str, key: str, run: Callable[[], Awaitable[T]]) -> T | ParkedStep:
@@ -92,7 +99,7 @@ async def run_or_park(name: str, key: str, run: Callable[[], Awaitable[T]]) -> T
     try:
         return await run()
     except FailureError as error:
-        error_class, text = _what_went_wrong(error)
+        error_class, text = what_went_wrong(error)
         return ParkedStep(name, key, error_class, text, run)
 
 
@@ -107,7 +114,7 @@ async def uninterrupted(work: Awaitable[T], on_cancel: Callable[[], None] = lamb
     return task.result()
 
 
-def _what_went_wrong(error: FailureError) -> tuple[str, str]:
+def what_went_wrong(error: FailureError) -> tuple[str, str]:
     """Return the error's class and text; a time-out has none of ours, it is Unknown."""
     cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError) and cause.type:

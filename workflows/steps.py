@@ -23,8 +23,10 @@ class Step(Generic[R, A]):
     Exactly one of these says how the flow gets back from it: `undo`, another step that takes it
     back; `irreversible`, the reason why nothing has to; `pivot`, after which there is no way back;
     or it is itself the `undo` or the `confirm` of another step. A Try `holds` something and needs
-    both. One attempt makes up to `transactions` transactions and holds up to `talks` talks with
-    another company, one after the other: its start-to-close time must be longer than all of them.
+    both. A step that is taken `forward` is begun after the decision only; in TCC every other step
+    with an undo has to be a Try. One attempt makes up to `transactions` transactions and holds up
+    to `talks` talks with another company, one after the other: its start-to-close time must be
+    longer than all of them.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Step(Generic[R, A]):
     confirm: "Step[Any, Any] | None" = None
     holds: bool = False
     pivot: bool = False
+    forward: bool = False
     irreversible: str = ""
     transactions: int = 1
     talks: int = 0

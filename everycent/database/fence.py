@@ -25,9 +25,9 @@ from everycent.domain.fence import (
     judge_confirm,
     judge_try,
 )
-from everycent.domain.message import HASH_VERSION, StepRequest, request_hash
+from everycent.domain.message import HASH_VERSION, StepRequest, has_branch, request_hash
 from everycent.domain.outcome import Refusal
-from everycent.errors import EverycentError, KeyReused
+from everycent.errors import EverycentError, KeyReused, NoBranch
 
 R = TypeVar("R", bound=StepRequest)
 
@@ -68,7 +68,7 @@ class Claims(Generic[R]):
     new: list[R]
     rows: dict[str, FenceRow]
     settled: dict[str, JsonValue | EverycentError]
-    reused: dict[int, EverycentError]
+    refused: dict[int, EverycentError]
 
     def in_order(
         self, requests: Sequence[R], fresh: Mapping[str, Any], answers: TypeAdapter[Any]
@@ -79,8 +79,8 @@ class Claims(Generic[R]):
     def _answer(
         self, index: int, request: R, fresh: Mapping[str, Any], answers: TypeAdapter[Any]
     ) -> Any:
-        if index in self.reused:
-            return self.reused[index]
+        if index in self.refused:
+            return self.refused[index]
         if request.key in fresh:
             return fresh[request.key]
         settled = self.settled[request.key]
@@ -89,23 +89,23 @@ class Claims(Generic[R]):
 
 async def claim_tries(tx: AsyncConnection, table: FenceTable, requests: Sequence[R]) -> Claims[R]:
     """Insert a TRIED row per key, in key order; then lock the keys that others had before us."""
-    unique, reused = _each_key_once(table, requests)
+    unique, refused = _each_key_once(table, requests)
     won = await _insert(tx, table, unique, FenceState.TRIED)
     rows = await _lock(tx, table, [r for r in unique if r.key not in won])
     verdicts = {
         r.key: Proceed() if r.key in won else judge_try(rows[r.key], r, won=False) for r in unique
     }
-    return _claims(unique, rows, verdicts, reused)
+    return _claims(unique, rows, verdicts, refused)
 
 
 async def lock_for_confirm(
     tx: AsyncConnection, table: FenceTable, requests: Sequence[R]
 ) -> Claims[R]:
     """Lock the rows to confirm, in key order. An absent one: `NothingTried`, nothing is written."""
-    unique, reused = _each_key_once(table, requests)
+    unique, refused = _each_key_once(table, requests)
     rows = await _lock(tx, table, unique)
     verdicts = {r.key: judge_confirm(rows.get(r.key), r.key) for r in unique}
-    return _claims(unique, rows, verdicts, reused)
+    return _claims(unique, rows, verdicts, refused)
 
 
 async def claim_cancels(tx: AsyncConnection, table: FenceTable, requests: Sequence[R]) -> Claims[R]:
@@ -113,13 +113,13 @@ async def claim_cancels(tx: AsyncConnection, table: FenceTable, requests: Sequen
 
     A Try that comes later finds the tombstone. One that is under way is waited for by the insert.
     """
-    unique, reused = _each_key_once(table, requests)
+    unique, refused = _each_key_once(table, requests)
     won = await _insert(tx, table, unique, FenceState.CANCELLED)
     rows = await _lock(tx, table, [r for r in unique if r.key not in won])
     verdicts = {
         r.key: Proceed() if r.key in won else judge_cancel(rows[r.key], won=False) for r in unique
     }
-    return _claims(unique, rows, verdicts, reused)
+    return _claims(unique, rows, verdicts, refused)
 
 
 async def store_tries(
@@ -212,23 +212,29 @@ def assert_all_written(result: CursorResult[Any], rows_wanted: int) -> None:
 def _each_key_once(
     table: FenceTable, requests: Sequence[R]
 ) -> tuple[list[R], dict[int, EverycentError]]:
-    """Return the distinct requests in key order, and the errors of those that reuse a key in it."""
+    """Return the distinct requests in key order, and the errors of those that get no further.
+
+    Such a one names no branch of a transaction, or its key stands for another request too.
+    """
     first: dict[str, R] = {}
-    reused: dict[int, EverycentError] = {}
+    refused: dict[int, EverycentError] = {}
     for index, request in enumerate(requests):
+        if not has_branch(request.key):
+            refused[index] = NoBranch(f"{request.key!r} is no <tenant>/<order>/<step>")
+            continue
         kept = first.setdefault(request.key, request)
         if kept is not request and _hash(kept) != _hash(request):
-            reused[index] = KeyReused(f"{request.key} stands twice in a batch, with two requests")
+            refused[index] = KeyReused(f"{request.key} stands twice in a batch, with two requests")
         if table.aging and kept.opened_on != request.opened_on:
-            reused[index] = KeyReused(f"{request.key} stands twice in a batch, with two days")
-    return [first[key] for key in sorted(first, key=str.encode)], reused
+            refused[index] = KeyReused(f"{request.key} stands twice in a batch, with two days")
+    return [first[key] for key in sorted(first, key=str.encode)], refused
 
 
 def _claims(
     unique: list[R],
     rows: dict[str, FenceRow],
     verdicts: dict[str, Verdict],
-    reused: dict[int, EverycentError],
+    refused: dict[int, EverycentError],
 ) -> Claims[R]:
     settled = {
         key: verdict.answer if isinstance(verdict, Repeat) else verdict
@@ -236,7 +242,7 @@ def _claims(
         if not isinstance(verdict, Proceed)
     }
     new = [request for request in unique if request.key not in settled]
-    return Claims(new, {r.key: rows[r.key] for r in new if r.key in rows}, settled, reused)
+    return Claims(new, {r.key: rows[r.key] for r in new if r.key in rows}, settled, refused)
 
 
 def _hash(request: StepRequest) -> str:

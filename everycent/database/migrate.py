@@ -24,6 +24,7 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 
 # What the worker may insert but never change or delete; a trigger says the same to everybody.
 APPEND_ONLY: dict[ServiceName, tuple[str, ...]] = {
+    "order": ("routing_rule",),
     "inventory": ("reservation_line",),
     "ledger": ("entry", "transfer_leg", "reversal"),
 }

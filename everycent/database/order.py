@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from everycent.database.engine import sql
 from everycent.database.fence import assert_all_written
 from everycent.domain.message import HASH_VERSION, OrderRequest, request_hash
+from everycent.domain.mode import Mode
 from everycent.domain.order import (
     MAX_ATTEMPTS,
     PAYMENTS,
@@ -18,7 +19,6 @@ from everycent.domain.order import (
     AttemptAdded,
     AttemptAnswer,
     AttemptRefused,
-    CaseSettled,
     CloseOrder,
     Decide,
     Decision,
@@ -30,9 +30,6 @@ from everycent.domain.order import (
     OrderDiffers,
     OrderResult,
     OrderStatus,
-    Parked,
-    ParkStep,
-    SettleCase,
     Verdict,
     differing_fields,
     move,
@@ -170,83 +167,6 @@ async def add_attempt(
     return answers
 
 
-async def park_step(
-    tx: AsyncConnection, requests: Sequence[ParkStep]
-) -> list[Parked | EverycentError]:
-    """Open a repair case per step, or count one more failure; one settled by hand stays settled."""
-    await tx.execute(
-        sql(
-            "INSERT INTO repair_case AS c (case_key, tenant, order_id, step, error_class, error,"
-            " proposals, owner, opened_at, failed_at)"
-            " SELECT key, tenant, order_id, step, error_class, error, proposals::jsonb, owner,"
-            " at, at FROM unnest(CAST(:keys AS text[]), CAST(:tenants AS text[]),"
-            " CAST(:ids AS text[]), CAST(:steps AS text[]), CAST(:classes AS text[]),"
-            " CAST(:errors AS text[]), CAST(:proposals AS text[]), CAST(:owners AS text[]),"
-            " CAST(:ats AS timestamptz[]))"
-            " AS new (key, tenant, order_id, step, error_class, error, proposals, owner, at)"
-            ' ORDER BY key COLLATE "C"'
-            " ON CONFLICT (case_key) DO UPDATE SET attempts = c.attempts + 1, state = 'OPEN',"
-            " error_class = excluded.error_class, error = excluded.error,"
-            " failed_at = excluded.failed_at"
-            " WHERE NOT c.by_hand AND excluded.failed_at > c.failed_at"
-        ),
-        {
-            **_ids([_id(r) for r in requests]),
-            "keys": [r.case_key for r in requests],
-            "steps": [r.step for r in requests],
-            "classes": [r.error_class for r in requests],
-            "errors": [r.error for r in requests],
-            "proposals": [json.dumps(r.proposals) for r in requests],
-            "owners": [r.owner for r in requests],
-            "ats": [r.at for r in requests],
-        },
-    )
-    cases = await _cases(tx, [r.case_key for r in requests])
-    return [Parked(settled_by_hand=cases[r.case_key].by_hand) for r in requests]
-
-
-async def settle_case(
-    tx: AsyncConnection, requests: Sequence[SettleCase]
-) -> list[CaseSettled | EverycentError]:
-    """Close each case with who and why; the first one stays on record and is the answer to all."""
-    ordered = sorted(requests, key=lambda r: r.case_key.encode())
-    await tx.execute(
-        sql(
-            "UPDATE repair_case AS c SET state = 'RESOLVED', resolved_at = new.at,"
-            " resolved_by = new.by, resolution = new.reason, by_hand = new.by_hand"
-            " FROM unnest(CAST(:keys AS text[]), CAST(:by AS text[]), CAST(:reasons AS text[]),"
-            " CAST(:hands AS boolean[]), CAST(:ats AS timestamptz[]))"
-            " AS new (key, by, reason, by_hand, at)"
-            " WHERE c.case_key = new.key AND c.state = 'OPEN'"
-        ),
-        {
-            "keys": [r.case_key for r in ordered],
-            "by": [r.by for r in ordered],
-            "reasons": [r.reason for r in ordered],
-            "hands": [r.by_hand for r in ordered],
-            "ats": [r.at for r in ordered],
-        },
-    )
-    cases = await _cases(tx, [r.case_key for r in requests])
-    return [
-        CaseSettled(by=cases[r.case_key].resolved_by, reason=cases[r.case_key].resolution)
-        if r.case_key in cases
-        else Bug(f"there is no case {r.case_key}")
-        for r in requests
-    ]
-
-
-async def _cases(tx: AsyncConnection, keys: Sequence[str]) -> dict[str, Row[Any]]:
-    result = await tx.execute(
-        sql(
-            "SELECT case_key, resolved_by, resolution, by_hand FROM repair_case"
-            " WHERE case_key = ANY(CAST(:keys AS text[]))"
-        ),
-        {"keys": list(keys)},
-    )
-    return {row.case_key: row for row in result}
-
-
 def _id(request: Any) -> OrderId:
     return (request.tenant, request.order_id)
 
@@ -265,16 +185,18 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
     result = await tx.execute(
         sql(
             "INSERT INTO shop_order (tenant, order_id, customer, currency, total_minor, request,"
-            " request_hash, hash_version, driver, run, opened_at, opened_on, window_ends_at,"
+            " request_hash, hash_version, mode, driver, run, opened_at, opened_on, window_ends_at,"
             " moved_at)"
             " SELECT tenant, order_id, customer, currency, total, request::jsonb, hash,"
-            " CAST(:version AS smallint), driver, run, at, (at AT TIME ZONE 'UTC')::date, ends, at"
+            " CAST(:version AS smallint), mode, driver, run, at,"
+            " (at AT TIME ZONE 'UTC')::date, ends, at"
             " FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]),"
             " CAST(:customers AS text[]), CAST(:currencies AS text[]), CAST(:totals AS bigint[]),"
-            " CAST(:requests AS text[]), CAST(:hashes AS text[]), CAST(:drivers AS text[]),"
-            " CAST(:runs AS text[]), CAST(:ats AS timestamptz[]), CAST(:ends AS timestamptz[]))"
-            " AS new (tenant, order_id, customer, currency, total, request, hash, driver, run, at,"
-            f" ends) {_IN_ORDER} ON CONFLICT (tenant, order_id) DO NOTHING"
+            " CAST(:requests AS text[]), CAST(:hashes AS text[]), CAST(:modes AS text[]),"
+            " CAST(:drivers AS text[]), CAST(:runs AS text[]), CAST(:ats AS timestamptz[]),"
+            " CAST(:ends AS timestamptz[]))"
+            " AS new (tenant, order_id, customer, currency, total, request, hash, mode, driver,"
+            f" run, at, ends) {_IN_ORDER} ON CONFLICT (tenant, order_id) DO NOTHING"
             " RETURNING tenant, order_id"
         ),
         {
@@ -285,6 +207,7 @@ async def _insert_orders(tx: AsyncConnection, requests: Sequence[OpenOrder]) -> 
             "totals": [order.total_minor for order in orders],
             "requests": [order.model_dump_json() for order in orders],
             "hashes": [request_hash(order, order.HASHED) for order in orders],
+            "modes": [order.mode or Mode.SAGA for order in orders],
             "drivers": [r.driver for r in requests],
             "runs": [r.run for r in requests],
             "ats": [r.at for r in requests],
@@ -345,7 +268,7 @@ async def _rows(
 ) -> dict[OrderId, Row[Any]]:
     result = await tx.execute(
         sql(
-            "SELECT tenant, order_id, request, request_hash, hash_version, decision, attempt,"
+            "SELECT tenant, order_id, request, request_hash, hash_version, mode, decision, attempt,"
             " abort_status, reason, run, shared, opened_at, opened_on, window_ends_at, result"
             f" FROM shop_order WHERE {_THESE} {_IN_ORDER} {lock}"
         ),
@@ -384,6 +307,7 @@ def _opened(
         verdict=_verdict(row).model_copy(update={"shared": shared}),
         attempts=tuple(attempts),
         result=None if row.result is None else OrderResult.model_validate(row.result),
+        mode=Mode(row.mode),
     )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from everycent.database.engine import Database
 from everycent.domain.fence import FenceState
 from everycent.domain.message import Message
+from everycent.domain.mode import Mode
 from everycent.domain.order import (
     CaseState,
     Decision,
@@ -49,6 +50,7 @@ class OrderView(Message):
     closed_at: datetime | None
     request: PlaceOrder
     request_hash: str
+    mode: Mode
     result: OrderResult | None
 
 
@@ -281,13 +283,8 @@ class Reader:
 
     async def attempts(self, tenant: str, order_id: str) -> tuple[AttemptView, ...]:
         """Return the payments that were named for an order, in their order."""
-        return await self._views(
-            AttemptView,
-            "order",
-            _of_order("payment_attempt", "number"),
-            tenant=tenant,
-            order_id=order_id,
-        )
+        statement = _of_order("payment_attempt", "number")
+        return await self._views(AttemptView, "order", statement, tenant=tenant, order_id=order_id)
 
     async def order_file(self, tenant: str, order_id: str) -> OrderFile | None:
         """Return all that the services know about an order, None if there is none.

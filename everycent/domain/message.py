@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
 )
 
 Id = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9._~-]{1,64}\z")]
@@ -72,9 +73,22 @@ def step_key(tenant: str, order_id: str, step: str, request: str | None = None) 
     return "/".join((tenant, order_id, step, *((request,) if request else ())))
 
 
+def has_branch(key: str) -> bool:
+    """Tell whether a key names a transaction and a branch of it: `<tenant>/<order>/<step>[/…]`."""
+    parts = key.split("/")
+    return len(parts) > 2 and all(parts)
+
+
 def order_of(key: str) -> str:
     """Return the xid of a key, `<tenant>/<order>`: the first two of its parts."""
     return "/".join(key.split("/", 2)[:2])
+
+
+def problems_of(error: ValidationError) -> str:
+    """Say in one line which fields are wrong and why."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in e['loc']) or 'order'}: {e['msg']}" for e in error.errors()
+    )
 
 
 HASH_VERSION = 1

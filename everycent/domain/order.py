@@ -20,8 +20,10 @@ from everycent.domain.message import (
     Text,
     Told,
     Units,
+    problems_of,
     step_key,
 )
+from everycent.domain.mode import Mode
 from everycent.domain.outcome import Refusal
 from everycent.domain.withdrawal import OrderWithdrawn
 from everycent.errors import InvalidRequest
@@ -115,6 +117,7 @@ class PlaceOrder(Message):
     payment: Payment | None = None
     points: int = Field(default=0, strict=True, ge=0, le=10**12)
     payment_window_seconds: int = Field(default=900, strict=True, ge=1, le=30 * 86400)
+    mode: Mode | None = None  # Chosen by the starter; the order's row has the last word.
 
     @classmethod
     def from_door(cls, document: str | bytes) -> Self:
@@ -123,9 +126,12 @@ class PlaceOrder(Message):
         Raises InvalidRequest with one line that names each field at fault.
         """
         try:
-            return cls.model_validate_json(document, extra="forbid")
+            order = cls.model_validate_json(document, extra="forbid")
         except ValidationError as error:
             raise InvalidRequest(problems_of(error)) from error
+        if order.mode is not None:
+            raise InvalidRequest("mode: not for the shop to say; `everycent route set` does")
+        return order
 
     @model_validator(mode="after")
     def _pays_all(self) -> Self:
@@ -157,13 +163,6 @@ class PlaceOrder(Message):
     def workflow_id(self) -> str:
         """Return the id of the workflow that drives this order."""
         return f"checkout/{self.tenant}/{self.order_id}"
-
-
-def problems_of(error: ValidationError) -> str:
-    """Say in one line which fields are wrong and why."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in e['loc']) or 'order'}: {e['msg']}" for e in error.errors()
-    )
 
 
 def differing_fields(stored: dict[str, Any], request: PlaceOrder) -> tuple[str, ...]:
@@ -226,6 +225,7 @@ class OpenedOrder(Message):
     verdict: Verdict
     attempts: tuple[Payment, ...] = ()
     result: OrderResult | None = None
+    mode: Mode = Mode.SAGA  # For the order's whole life, whoever runs it.
 
     def withdrawn(self, why: OrderWithdrawn, attempts: tuple[Payment, ...]) -> "OpenedOrder":
         """Return it as one to be undone: its row was lost under its run, and its id withdrawn."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from temporalio.client import Client, WorkflowHistory
 
+from everycent.domain.mode import Mode
 from everycent.domain.order import PlaceOrder
 from everycent.proof.stories import STORIES, Scene, Story, fill_shop, tell
 from everycent.proof.world import World, hush, world_of
@@ -24,7 +25,8 @@ from starters.client import DATA_CONVERTER
 TENANT = "golden"
 SUFFIX = ".json.gz"
 RECORDER = "everycent-histories"  # Said by every part of a history; no machine has this name.
-MODES = ("remote", "together")  # Where the database steps of the runs are.
+# Where the database steps of the runs are, as sagas; and what another protocol asks for.
+MODES = ("remote", "together", "tcc")
 SERVERS: tuple[Part, ...] = ("postgres", "migrate", "temporal", "simulator")
 
 
@@ -74,11 +76,12 @@ def _without_traces(told: Any) -> Any:
 
 async def _main(root: Path) -> None:
     for mode in MODES:
-        files = await _recorded(folder_of(root, mode), together=mode == "together")
+        protocol = Mode.TCC if mode == Mode.TCC else None  # An order of old names none.
+        files = await _recorded(folder_of(root, mode), together=mode == "together", mode=protocol)
         sys.stdout.writelines(f"{file}\n" for file in files)
 
 
-async def _recorded(root: Path, *, together: bool) -> list[Path]:
+async def _recorded(root: Path, *, together: bool, mode: Mode | None) -> list[Path]:
     with (
         tempfile.TemporaryDirectory(prefix="everycent-histories-") as folder,
         EmbeddedStack(Path(folder) / "data", parts=SERVERS) as stack,
@@ -87,7 +90,7 @@ async def _recorded(root: Path, *, together: bool) -> list[Path]:
             stack.settings.temporal.address, data_converter=DATA_CONVERTER, identity=RECORDER
         )
         async with world_of(stack.settings, client, together=together) as world:
-            return await record(world, root)
+            return await record(world, root, mode=mode)
 
 
 if __name__ == "__main__":

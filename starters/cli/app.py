@@ -20,6 +20,7 @@ from starters.cli import (
     new,
     operate,
     order,
+    route,
     stack,
     sweep,
     sweeper,
@@ -36,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (
+PARTS = (
     order,
     bookings,
     case,
@@ -45,10 +46,12 @@ for part in (
     sweep,
     sweeper,
     advise,
-    conformance,
+    route,
     new,
+    conformance,
     stack,
-):
+)
+for part in PARTS:
     part.register(app)
 
 

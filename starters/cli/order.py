@@ -270,7 +270,8 @@ def _payment(
     card: str | None, *, redirect: bool, balance: str | None, request: str | None
 ) -> "Payment":
     """Build the payment; without an id, the same way to pay is the same attempt."""
-    from everycent.domain.order import PAYMENTS, problems_of
+    from everycent.domain.message import problems_of
+    from everycent.domain.order import PAYMENTS
     from everycent.errors import InvalidRequest
     from starters.checkouts import attempt_id
 
@@ -328,7 +329,7 @@ def _totals(file: "OrderFile") -> dict[str, int]:
 def _print_file(file: "OrderFile", link: str) -> None:
     order = file.order
     names = {"order_id", "tenant", "customer", "status", "reason", "decision", "waits_for",
-             "currency", "total_minor"}  # fmt: skip
+             "currency", "total_minor", "mode"}  # fmt: skip
     times = ("opened_at", "window_ends_at", "decided_at", "closed_at")
     print_facts(
         order.model_dump(mode="json", include=names)

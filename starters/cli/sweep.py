@@ -29,7 +29,8 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     flow: Annotated[
-        str, typer.Argument(help="`checkout`, or yours as `package.module:attribute`.")
+        str,
+        typer.Argument(help="`checkout`, `checkout-tcc`, or yours as `package.module:attribute`."),
     ] = "checkout",
     outcome: Annotated[
         list[str] | None, typer.Option(help="Only this outcome; may be repeated.")

@@ -53,7 +53,7 @@ async def try_(tx: AsyncConnection, requests: list[Hold]) -> dict[str, Any]:
     claims = await fence.claim_tries(tx, SEEN, requests)
     fresh = {r.key: Done(text="held") for r in claims.new}
     await fence.store_tries(tx, SEEN, fresh, requests=claims.new)
-    return {**claims.settled, **{requests[i].key: error for i, error in claims.reused.items()}}
+    return {**claims.settled, **{requests[i].key: error for i, error in claims.refused.items()}}
 
 
 async def confirm(tx: AsyncConnection, requests: list[End]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from everycent.database.engine import Database
 from everycent.settings import ServiceName
+from tests.database.mode_rows import BROKEN
 
 
 class Rule(NamedTuple):
@@ -257,6 +258,8 @@ ORDER = rules(
     ("shop_order_decision_is_known", order(decision="'MAYBE'")),
     ("shop_order_status_is_known", order(status="'LOST'")),
     ("shop_order_waits_for_is_known", order(waits_for="'godot'")),
+    ("shop_order_mode_is_known", order(mode="'magic'")),
+    ("shop_order_mode_is_fixed", (order(), ordered("mode = 'tcc'"))),
     ("shop_order_final_has_result", order(decision="'COMMITTED'", status="'CONFIRMED'")),
     ("shop_order_status_fits_decision", order(decision="'COMMITTED'", result="'{}'")),
     *(
@@ -275,6 +278,7 @@ ORDER = rules(
     ("payment_attempt_pkey", (attempt("a", 1), attempt("a", 2))),
     ("payment_attempt_one_per_number", (attempt("a", 1), attempt("b", 1))),
     ("payment_attempt_at_most_three", attempt("a", 4)),
+    *BROKEN,
     ("repair_case_pkey", (case(), case())),
     ("repair_case_state_is_known", case(state="'LOST'", **WHO)),
     ("repair_case_resolved_says_who_and_why", case(state="'RESOLVED'")),

@@ -23,6 +23,7 @@ from everycent.database import (
     order,
     payment,
     points,
+    repair_case,
     withdrawal,
 )
 from everycent.database import provider_call as calls
@@ -50,6 +51,7 @@ from everycent.domain.withdrawal import WithdrawOrder
 from everycent.settings import PoolSettings, ServiceName, Settings
 from tests.conftest import NOON, TODAY
 from tests.database import test_constraints as rows
+from tests.database.mode_rows import a_decision, deciding
 
 LOW, HIGH = "a", "b"
 Write = Callable[[AsyncConnection, str, list[str]], Awaitable[Any]]
@@ -193,8 +195,9 @@ LOCKS = {
     ),
     "cases to park": Case(
         "order", lambda name: rows.case(case_key=f":t || '/{name}/step'"),
-        f"repair_case WHERE case_{KEYS}", lambda tx, t, n: order.park_step(tx, park(t, n)),
+        f"repair_case WHERE case_{KEYS}", lambda tx, t, n: repair_case.park_step(tx, park(t, n)),
     ),
+    "decisions": Case("order", a_decision, f"decision WHERE {KEYS}", deciding),
     "calls to send": Case(
         "payment",
         lambda name: rows.call(key=f":t || '/{name}/step'", provider_key=f":t || '{name}'"),
@@ -224,6 +227,7 @@ INSERTS = {
     "orders": Case(
         "order", an_order(), "", lambda tx, t, n: order.open_order(tx, opening(t, n))
     ),
+    "decisions": Case("order", a_decision, "", deciding),
     "withdrawn ids": Case(
         "order", an_order(), "",
         of_orders(withdrawal.withdraw_order, WithdrawOrder, by="sweeper/x"),
@@ -336,14 +340,14 @@ async def test_a_case_counts_its_failures_until_a_person_ends_it(
         return [SettleCase.model_validate({**values, "by": by, "by_hand": True})]
 
     async with databases["order"].transaction() as tx:
-        await order.park_step(tx, later(0))
-        await order.park_step(tx, later(0))  # The same failure, told twice.
+        await repair_case.park_step(tx, later(0))
+        await repair_case.park_step(tx, later(0))  # The same failure, told twice.
         assert await standing(tx) == (1, "OPEN", None)
-        await order.park_step(tx, later(1))
+        await repair_case.park_step(tx, later(1))
         assert await standing(tx) == (2, "OPEN", None)
-        await order.settle_case(tx, settle("ann"))
-        await order.settle_case(tx, settle("bob"))
-        await order.park_step(tx, later(2))
+        await repair_case.settle_case(tx, settle("ann"))
+        await repair_case.settle_case(tx, settle("bob"))
+        await repair_case.park_step(tx, later(2))
         assert await standing(tx) == (2, "RESOLVED", "ann")
 
 

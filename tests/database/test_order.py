@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from everycent.database import order
+from everycent.database import order, repair_case
 from everycent.database.engine import Database
 from everycent.domain.order import (
     AddAttempt,
@@ -264,10 +264,10 @@ async def test_a_case_keeps_who_resolved_it_first(databases: Pools, tenant: str)
         )
 
     for minute in (1, 1, 2):  # The second is a repeat of the first.
-        assert (await call(databases, order.park_step, park(minute))).settled_by_hand is False
-    assert (await call(databases, order.settle_case, settle("ada"))).by == "ada"
-    assert (await call(databases, order.settle_case, settle("bob"))).by == "ada"
-    assert (await call(databases, order.park_step, park(3))).settled_by_hand is True
+        assert (await call(databases, repair_case.park_step, park(minute))).settled_by_hand is False
+    assert (await call(databases, repair_case.settle_case, settle("ada"))).by == "ada"
+    assert (await call(databases, repair_case.settle_case, settle("bob"))).by == "ada"
+    assert (await call(databases, repair_case.park_step, park(3))).settled_by_hand is True
     async with databases["order"].snapshot() as tx:
         row = (
             await tx.execute(text("SELECT * FROM repair_case WHERE case_key = :k"), {"k": key})

@@ -69,6 +69,13 @@ async def test_the_ledger_is_append_only_for_its_worker(
     assert (await privileges(owners["ledger"], "everycent_ledger"))[table] == {"SELECT", "INSERT"}
 
 
+async def test_a_routing_rule_is_append_only_for_its_worker(
+    owners: dict[ServiceName, Database],
+) -> None:
+    worker = await privileges(owners["order"], "everycent_order")
+    assert worker["routing_rule"] == {"SELECT", "INSERT"}
+
+
 async def test_the_lines_of_a_reservation_are_append_only_for_its_worker(
     owners: dict[ServiceName, Database],
 ) -> None:

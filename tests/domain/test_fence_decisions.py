@@ -78,7 +78,9 @@ def test_an_intent_without_its_answer_is_gone_on_with_but_never_confirmed() -> N
     assert isinstance(judge_confirm(intent, intent.key), NotConfirmable)
 
 
+@pytest.mark.requirement("AC6.2")
 def test_a_confirm_needs_a_try_that_stands() -> None:
+    """Red when: `judge_confirm` lets a refused or a cancelled row be confirmed."""
     assert isinstance(judge_confirm(None, "t/o-1/reserve"), NothingTried)
     assert isinstance(judge_confirm(row(FenceState.TRIED), "t/o-1/reserve"), Proceed)
     assert judge_confirm(row(FenceState.CONFIRMED), "t/o-1/reserve") == Repeat({"kind": "end"})
@@ -86,7 +88,9 @@ def test_a_confirm_needs_a_try_that_stands() -> None:
         assert isinstance(judge_confirm(row(state), "t/o-1/reserve"), NotConfirmable)
 
 
+@pytest.mark.requirement("AC6.2")
 def test_a_cancel_undoes_everything_but_a_confirmed_row() -> None:
+    """Red when: `judge_cancel` does not look for a confirmed row first."""
     for state in (FenceState.TRIED, FenceState.REFUSED):
         assert isinstance(judge_cancel(row(state), won=False), Proceed)
     assert judge_cancel(row(FenceState.CANCELLED), won=False) == Repeat({"kind": "end"})

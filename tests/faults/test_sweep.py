@@ -24,9 +24,10 @@ def broken(what: str, command: Sequence[str]) -> list[str]:
 
 
 @pytest.mark.requirement("AC2.2", "AC4.3", "AC6.4", "AC6.6", "AC11.1", "T12", "I4")
-async def test_every_kind_of_fault_leaves_every_invariant_whole() -> None:
+@pytest.mark.parametrize("flow", ["checkout", "checkout-tcc"])
+async def test_every_kind_of_fault_leaves_every_invariant_whole(flow: str) -> None:
     """Red when: any promise of the fence, the saga or the decision is broken (see below)."""
-    report = await sweep_flow("checkout", Plan(sample=1), say=print)
+    report = await sweep_flow(flow, Plan(sample=1), say=print)
     told = [f"{c.fault} at {c.boundary}, {c.outcome}: {c.how}" for c in report.broken]
     assert told == []
     stood = {cell.fault for cell in report.cells if cell.stood}

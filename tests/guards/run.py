@@ -38,6 +38,7 @@ SERVICE_OF: dict[str, str] = {
     "fence": "account", "fence_ddl": "account", "provider_call": "payment",
     "retention": "inventory", "migrate": "ledger", "partitions": "account", "withdrawal": "order",
     "counted": "points", "fence_sql": "points",
+    "repair_case": "order", "routing": "order", "decision": "order", "decision_ddl": "order",
 }  # fmt: skip
 
 

@@ -16,8 +16,10 @@ from activities.ledger import LedgerActivities
 from activities.order import OrderActivities
 from activities.payment import PaymentActivities
 from activities.points import PointsActivities
+from everycent.domain.decision import DecisionRequest
 from everycent.domain.message import OrderRequest, StepRequest
 from everycent.domain.order import OpenOrder
+from everycent.domain.routing import ChangeRoute
 
 ROOT = Path(__file__).parents[2]
 NOUNS = (
@@ -53,12 +55,14 @@ def test_an_activity_is_named_in_words_and_asked_with_a_key(name: str, method: A
     (request,) = [
         t for n, t in typing.get_type_hints(method).items() if n not in ("self", "return")
     ]
-    assert issubclass(request, StepRequest | OrderRequest | OpenOrder)
+    assert issubclass(
+        request, StepRequest | OrderRequest | OpenOrder | DecisionRequest | ChangeRoute
+    )
 
 
 def test_every_message_carries_its_time() -> None:
     """The time is an argument of every request, and lies outside its hash (design rule 13)."""
-    for base in (StepRequest, OrderRequest):
+    for base in (StepRequest, OrderRequest, DecisionRequest, ChangeRoute):
         for request in _below(base):
             assert "at" in request.model_fields
             assert "at" not in getattr(request, "HASHED", ())

@@ -15,13 +15,10 @@ MAX_LINES = 400
 # Files that are longer than the house wants, with their length today. A number may go down, never
 # up; a file that is short enough leaves the list.
 LONGER: dict[str, int] = {
-    "everycent/database/order.py": 444,
     "everycent/database/payment.py": 482,
-    "everycent/database/reads.py": 402,
     "everycent/domain/ledger.py": 528,
     "everycent/domain/order.py": 419,
     "everycent/gateways/payment_provider.py": 419,
-    "workflows/checkout.py": 614,
     "workflows/checkout_steps.py": 412,
     "tests/database/test_fence.py": 827,
     "tests/database/test_ledger.py": 688,

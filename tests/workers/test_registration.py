@@ -15,12 +15,19 @@ from temporalio.client import Client
 
 from everycent.database.engine import Database, assert_no_transaction
 from everycent.domain.message import Message, StepRequest
+from everycent.domain.mode import Mode
 from everycent.domain.order import OrderLine, PlaceOrder
 from everycent.domain.outcome import Refusal
 from everycent.errors import Bug, InvalidRequest
 from everycent.settings import PoolSettings, ProviderSettings, RetentionSettings, Settings
 from workers.composition import WORKERS, workers_of
-from workers.registration import check_registration, horizon_of, plan_problems, problems
+from workers.registration import (
+    check_registration,
+    horizon_of,
+    mode_problems,
+    plan_problems,
+    problems,
+)
 from workflows import checkout_plan
 from workflows.catalog import FLOWS, PLANS
 from workflows.options import DATABASE_MUST, DATABASE_STEP, StepOptions
@@ -101,6 +108,23 @@ def test_the_shipped_flows_and_the_default_times_hold() -> None:
 
 def test_a_flow_of_ones_own_passes_as_it_should_be() -> None:
     assert found(*GOOD.steps) == []
+
+
+@pytest.mark.requirement("AC9.4", "AC19.4")
+def test_a_flow_whose_step_has_no_try_is_no_tcc() -> None:
+    """A step that takes effect at once and is undone: a saga may have it, a TCC may not.
+
+    Red when: the rule for the mode is left out, or takes a step behind the decision for one before.
+    """
+    stamp = step("stamp", Cinema.sell, undo=FREE)
+    plan = Plan((*GOOD.steps, stamp, FREE))
+    assert list(mode_problems("cinema", plan, Mode.SAGA)) == []
+    [problem] = mode_problems("cinema", plan, Mode.TCC)
+    assert "step 'stamp' has no Try" in problem
+    behind = Plan((*GOOD.steps, replace(stamp, forward=True), FREE))
+    assert list(mode_problems("cinema", behind, Mode.TCC)) == []
+    two = Plan((*GOOD.steps, step("fee", Cinema.charge, pivot=True)))
+    assert "two pivots" in next(mode_problems("cinema", two, Mode.TCC))
 
 
 @pytest.mark.requirement("AC4.1")

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from temporalio.client import WorkflowUpdateStage
 from temporalio.common import ActivityIDConflictPolicy, SearchAttributeKey
@@ -12,6 +12,7 @@ from temporalio.service import RPCError
 from activities.inventory import InventoryActivities
 from everycent import clock
 from everycent.domain.inventory import ReleaseStock
+from everycent.domain.mode import Mode
 from everycent.domain.order import (
     BalancePayment,
     CancelOrder,
@@ -33,10 +34,11 @@ from everycent.proof.drivers import TemporalDrivers
 from everycent.proof.explain import explain
 from everycent.proof.provider_books import SimulatorBooks
 from everycent.proof.report import RuleState
-from everycent.proof.sweep.scenario import Audited, Scenario, Shop, State
+from everycent.proof.sweep.scenario import Audited, Scenario, Shop, State, SweptFlow
 from everycent.proof.timeline_text import as_text
 from starters.sweeping import sweep_now
 from workers.queues import TOGETHER, finishes
+from workflows.catalog import MODES
 from workflows.checkout import Checkout
 from workflows.options import DATABASE_STEP
 
@@ -64,6 +66,7 @@ class CheckoutScenario:
     points: int = 0
     units: int = 1
     window_seconds: int = 900
+    mode: Mode = Mode.SAGA
 
     def order(self, tenant: str) -> PlaceOrder:
         """Return what is ordered."""
@@ -77,6 +80,7 @@ class CheckoutScenario:
             payment=self.payment,
             points=self.points,
             payment_window_seconds=self.window_seconds,
+            mode=self.mode,
         )
 
     async def prepare(self, shop: Shop, tenant: str) -> None:
@@ -290,4 +294,13 @@ class CheckoutFlow:
         return "\n".join(as_text(story))
 
 
-FLOW = CheckoutFlow()
+def in_mode(mode: Mode) -> CheckoutFlow:
+    """Return the checkout with every order in a mode."""
+    return CheckoutFlow(scenarios=tuple(replace(each, mode=mode) for each in SCENARIOS))
+
+
+# By the name that is given to the sweep.
+FLOWS: Mapping[str, SweptFlow] = {
+    "checkout" if mode is Mode.SAGA else f"checkout-{mode}": in_mode(mode)
+    for mode in MODES[Checkout]
+}

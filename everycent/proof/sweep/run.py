@@ -12,14 +12,13 @@ from pathlib import Path
 
 from everycent.errors import InvalidRequest
 from everycent.proof.sweep.cells import Cell, parts_of
-from everycent.proof.sweep.checkout import FLOW
+from everycent.proof.sweep.checkout import FLOWS
 from everycent.proof.sweep.director import Director, Plan
 from everycent.proof.sweep.matrix import CellResult, SweepReport
 from everycent.proof.sweep.scenario import SweptFlow
 from everycent.proof.sweep.stage import WorkerCommand, stage
 
 PREFIX = "everycent-sweep-"
-FLOWS: dict[str, SweptFlow] = {FLOW.name: FLOW}
 
 
 async def sweep_flow(
@@ -46,7 +45,7 @@ async def sweep_flow(
         ways = itertools.cycle((parts.popleft, parts.pop))
         await asyncio.gather(*(work(director, next(ways)) for director in directors))
         return SweepReport(
-            flow=directors[0].flow,
+            flow=name if name in FLOWS else directors[0].flow,
             cells=tuple(found[cell] for cell in cells),
             seconds=round(time.monotonic() - began, 1),
             sample=plan.sample,
