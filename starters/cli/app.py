@@ -16,6 +16,7 @@ from starters.cli import (
     bookings,
     case,
     explain,
+    messages,
     operate,
     order,
     stack,
@@ -34,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (order, bookings, case, explain, operate, sweep, sweeper, advise, stack):
+for part in (order, messages, bookings, case, explain, operate, sweep, sweeper, advise, stack):
     part.register(app)
 
 

@@ -37,6 +37,8 @@ COPIED = ("everycent", "activities", "workflows", "workers", "starters", "tests"
 SERVICE_OF: dict[str, str] = {
     "fence": "account", "fence_ddl": "account", "provider_call": "payment",
     "retention": "inventory", "migrate": "ledger", "partitions": "account", "withdrawal": "order",
+    "choreography": "order", "inbox": "inventory", "lanes": "order", "messages_ddl": "order",
+    "outbox": "order",
 }  # fmt: skip
 
 
