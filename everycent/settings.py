@@ -86,8 +86,22 @@ class SweeperSettings(BaseModel):
     unknown_limit: int = Field(default=10, ge=1)
 
 
+class NotifySettings(BaseModel):
+    """Another system that is told what happens, by HTTP POST signed with its secret.
+
+    `ladder_seconds` are the pauses after tries that failed; after the last one it has to ask.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str
+    secret: str = Field(min_length=16)
+    timeout_seconds: float = Field(default=5.0, gt=0)
+    ladder_seconds: tuple[float, ...] = (60, 300, 900, 3600, 21600)
+
+
 class Settings(BaseSettings):
-    """The settings of one process. `database` holds worker DSNs, `read` and `owner` the others."""
+    """The settings of one process: `database` holds worker DSNs, the others those of their role."""
 
     model_config = SettingsConfigDict(
         env_prefix="EVERYCENT_", env_nested_delimiter="__", extra="ignore"
@@ -103,6 +117,9 @@ class Settings(BaseSettings):
     database: dict[ServiceName, str] = {}
     read: dict[ServiceName, str] = {}
     owner: dict[ServiceName, str] = {}
+    relay: dict[ServiceName, str] = {}
+    notify: dict[str, NotifySettings] = {}  # The relay's: where other systems are, and secrets.
+    tell: tuple[str, ...] = ()  # The order service's: the names of those that hear of its orders.
     stack: dict[str, int] = {}  # The ports of the embedded stack whose data folder this is.
     metrics: str = ""  # Where this process serves its meters to Prometheus; empty: nowhere.
     faults: str = ""  # Rules as JSON or their file (everycent/faults.py); empty in production.
@@ -139,7 +156,10 @@ class OwnSettings(Settings):
 # What names other servers than those of an embedded stack; its processes never hear of it.
 ELSEWHERE = (
     "TEMPORAL_",
-    *(f"EVERYCENT_{part}__" for part in ("TEMPORAL", "PROVIDER", "DATABASE", "READ", "OWNER")),
+    *(
+        f"EVERYCENT_{part}__"
+        for part in ("TEMPORAL", "PROVIDER", "DATABASE", "READ", "OWNER", "RELAY")
+    ),
     "EVERYCENT_STEPS",
 )
 

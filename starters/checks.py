@@ -30,7 +30,7 @@ from workflows import attributes
 
 ONE_CONNECTION = PoolSettings(size=1, wait_seconds=3.0)
 HTTP_SECONDS = 3.0
-PROVIDER = "provider"  # The one part that is no worker.
+PROVIDER, RELAY = "provider", "relay"  # Parts that poll no queue.
 POLL_IS_RECENT = timedelta(seconds=90)  # A poll that finds nothing waits a minute.
 
 
@@ -67,6 +67,14 @@ async def check_only(settings: Settings, part: str) -> tuple[Finding, ...]:
     """
     if part == PROVIDER:
         return await _all([_provider(settings)])
+    if part == RELAY:
+        dsns = {service: settings.relay.get(service) for service in SERVICES}
+        return await _all(
+            [
+                _database(service, "relay", dsn) if dsn else _unnamed(service, "relay", "RELAY")
+                for service, dsn in dsns.items()
+            ]
+        )
     name = worker_name(part)
     checks: list[Awaitable[list[Finding]]] = [_temporal(settings, (name,), here=True)]
     if name in ("payment", "together"):

@@ -49,6 +49,7 @@ async def settings(postgres: PostgresServer) -> Settings:
         owner={s: dsn(s) for s in SERVICES},
         database={s: dsn(s, f"everycent_{s}") for s in SERVICES},
         read={s: dsn(s, f"everycent_{s}_read") for s in SERVICES},
+        relay={s: dsn(s, f"everycent_{s}_relay") for s in SERVICES},
         pool=PoolSettings(size=16),
     )
     await migrate(settings, [s for s in SERVICES if FRESH_SERVICE in (None, s)])

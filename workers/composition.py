@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -17,29 +19,43 @@ from temporalio.worker import (
     WorkflowRunner,
 )
 
+from activities import participants
 from activities.account import AccountActivities
+from activities.choreography import ChoreographyActivities, ReportReaction
 from activities.inventory import InventoryActivities
 from activities.ledger import LedgerActivities
+from activities.messages import MessageActivities
 from activities.order import OrderActivities
 from activities.payment import PaymentActivities
 from activities.points import PointsActivities
 from activities.sweep import HoldSweepActivities, OrderSweepActivities, RunSweepActivities
 from everycent import clock
+from everycent.database import inbox, outbox
+from everycent.database.choreography import expire_choreographed
 from everycent.database.engine import Database, assert_no_transaction
+from everycent.database.lanes import TO_OTHERS, TO_SERVICES
+from everycent.database.wake import Wake
+from everycent.domain.events import STEP_REPORTED
+from everycent.domain.messaging import INBOX, NOTIFY, Ladder, Sink
 from everycent.domain.sweep_questions import HOLD_SERVICES
 from everycent.errors import InvalidRequest
+from everycent.gateways.notification import NotificationSink
 from everycent.gateways.payment_provider import HttpPaymentProvider
-from everycent.settings import SERVICES, ServiceName, Settings
+from everycent.settings import SERVICES, NotifySettings, ServiceName, Settings
 from workers import fault_points, meters
+from workers.consumer import Consumer, Reaction
 from workers.heartbeats import Heartbeats
+from workers.loop import Loop
 from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, sweeps, tries
 from workers.registration import check_registration
+from workers.relay import InboxSink, Relay
 from workflows.catalog import FLOWS
 from workflows.sweep_orders import SweepOrders
 
 WorkerName = Literal["workflows", "together"] | ServiceName
 WORKERS: tuple[WorkerName, ...] = ("workflows", *SERVICES, "together")
 GRACE = timedelta(seconds=15)
+EXPIRED_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -85,9 +101,112 @@ async def lanes_of(
             database = await stack.enter_async_context(_database(service, settings, queue))
             noun = await stack.enter_async_context(_noun(service, database, settings, now))
             # A slot without a connection would wait in the pool and burn its start-to-close time.
-            lanes.append(Lane(queue, activities_of(noun), slots=settings.pool.size))
+            more = messages_of({service: database})
+            lanes.append(Lane(queue, [*activities_of(noun), *more], slots=settings.pool.size))
         lanes += await stack.enter_async_context(_eyes((service,), settings))
         yield lanes
+
+
+@contextlib.asynccontextmanager
+async def consumers_of(
+    name: WorkerName, settings: Settings, *, now: Callable[[], datetime] = clock.now
+) -> AsyncIterator[list[Loop]]:
+    """Build what applies the inboxes of a worker's services; each has a small pool of its own."""
+    services: Sequence[ServiceName] = () if name == "workflows" else SERVICES
+    services = [each for each in services if name in (each, "together")]
+    few = settings.model_copy(
+        update={"pool": settings.pool.model_copy(update={"size": min(settings.pool.size, 3)})}
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        loops = []
+        for service in services:
+            database = await stack.enter_async_context(_database(service, few, f"{service} inbox"))
+            noun = await stack.enter_async_context(_noun(service, database, settings, now))
+            consumer = Consumer(
+                database, reactions_of(service, database, noun, settings, now), now=now
+            )
+            run_pass = _with_expiry(consumer, database, now) if service == "order" else None
+            wake = Wake(settings.database[service], inbox.WAKE)
+            loops.append(Loop(f"inbox of {service}", run_pass or consumer.run_pass, wake))
+        yield loops
+
+
+def reactions_of(
+    service: ServiceName,
+    database: Database,
+    noun: object,
+    settings: Settings,
+    now: Callable[[], datetime],
+) -> Mapping[str, Reaction]:
+    """Return what a service does about each type of message."""
+    if service == "order":
+        return {STEP_REPORTED.name: ReportReaction(now, tell=settings.tell)}
+    if service == "payment":
+        assert isinstance(noun, PaymentActivities)
+        return participants.payment_reactions(database, noun, now)
+    makers = {
+        "inventory": participants.inventory_reactions,
+        "account": participants.account_reactions,
+        "points": participants.points_reactions,
+        "ledger": participants.ledger_reactions,
+    }
+    return makers[service](database, now)
+
+
+def _with_expiry(
+    consumer: Consumer, database: Database, now: Callable[[], datetime]
+) -> Callable[[], Awaitable[int]]:
+    """Add the scan for choreographed orders whose window is over: nobody else looks at the time."""
+
+    async def run_pass() -> int:
+        moved = await consumer.run_pass()
+        async with database.transaction() as tx:
+            return moved + await expire_choreographed(tx, at=now(), limit=EXPIRED_AT_ONCE)
+
+    return run_pass
+
+
+@contextlib.asynccontextmanager
+async def relays(
+    settings: Settings, *, now: Callable[[], datetime] = clock.now
+) -> AsyncIterator[list[Loop]]:
+    """Build the relay of every outbox, with the relay's role in each database."""
+    missing = [service for service in SERVICES if service not in settings.relay]
+    if missing:
+        raise InvalidRequest(f"EVERYCENT_RELAY__{missing[0].upper()} names no database")
+    async with contextlib.AsyncExitStack() as stack:
+        pools: dict[ServiceName, Database] = {}
+        for service in SERVICES:
+            pools[service] = Database(settings.relay[service], settings.pool, name="relay")
+            stack.push_async_callback(pools[service].close)
+        http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+        sinks: dict[str, Sink] = {
+            **{f"{INBOX}{s}": InboxSink(pools[s], now=now) for s in SERVICES},
+            **{f"{NOTIFY}{n}": notification_sink(http, s) for n, s in settings.notify.items()},
+        }
+        holder = f"{socket.gethostname()}/{os.getpid()}"
+        yield [
+            Loop(
+                f"outbox of {service}",
+                Relay(service, pools[service], sinks, holder=holder, now=now, only=only).run_pass,
+                Wake(settings.relay[service], outbox.WAKE),
+            )
+            for service in SERVICES
+            for only in (TO_SERVICES, TO_OTHERS)
+        ]
+
+
+def notification_sink(http: httpx.AsyncClient, settings: NotifySettings) -> NotificationSink:
+    """Return the way to another system that is told what happens."""
+    steps = tuple(timedelta(seconds=seconds) for seconds in settings.ladder_seconds)
+    return NotificationSink(
+        http,
+        url=settings.url,
+        secret=settings.secret,
+        ladder=Ladder(steps),
+        timeout_seconds=settings.timeout_seconds,
+        guard=assert_no_transaction,
+    )
 
 
 @contextlib.asynccontextmanager
@@ -100,10 +219,16 @@ async def everything(
     """
     async with contextlib.AsyncExitStack() as stack:
         activities: list[Any] = []
+        databases: dict[ServiceName, Database] = {}
         for service in SERVICES:
-            database = await stack.enter_async_context(_database(service, settings, TOGETHER))
-            noun = await stack.enter_async_context(_noun(service, database, settings, clock.now))
+            databases[service] = await stack.enter_async_context(
+                _database(service, settings, TOGETHER)
+            )
+            noun = await stack.enter_async_context(
+                _noun(service, databases[service], settings, clock.now)
+            )
             activities += activities_of(noun)
+        activities += messages_of(databases)
         yield workflow_worker(
             client,
             queue=TOGETHER,
@@ -135,6 +260,13 @@ def sweep_reads_of(service: ServiceName) -> Callable[[Database], object] | None:
         if each == service:
             return functools.partial(HoldSweepActivities, service=each)
     return None
+
+
+def messages_of(databases: Mapping[ServiceName, Database]) -> list[Any]:
+    """Return the activities about the messages of these services, and those that begin with one."""
+    starts = [ChoreographyActivities(databases["order"])] if "order" in databases else []
+    nouns = (MessageActivities(databases), *starts)
+    return [activity for noun in nouns for activity in activities_of(noun)]
 
 
 def activities_of(noun: object) -> list[Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from everycent.settings import Settings
 from starters.client import connect
 from workers import fault_points, meters
-from workers.composition import WorkerName, workers_of
+from workers.composition import WorkerName, consumers_of, relays, workers_of
+from workers.loop import running
 
 
 async def run_worker(name: WorkerName, settings: Settings) -> None:
@@ -26,6 +27,19 @@ async def run_worker(name: WorkerName, settings: Settings) -> None:
     async with workers_of(name, client, settings) as workers, contextlib.AsyncExitStack() as stack:
         for worker in workers:
             await stack.enter_async_context(worker)
+        loops = await stack.enter_async_context(consumers_of(name, settings))
+        await stack.enter_async_context(running(loops))
+        _tell_ready()
+        await stop.wait()
+
+
+async def run_relay(settings: Settings) -> None:
+    """Carry the messages of all outboxes until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    fault_points.arm(settings)
+    async with relays(settings) as loops, running(loops):
         _tell_ready()
         await stop.wait()
 

@@ -8,6 +8,7 @@ from temporalio.exceptions import ApplicationError
 from everycent.domain.money import readable
 from everycent.domain.order import Decision, OrderDiffers, OrderLine, PlaceOrder
 from everycent.domain.outcome import Refusal
+from everycent.domain.outcome import told as told
 from everycent.domain.withdrawal import OrderWithdrawn
 from workflows.saga import ParkedStep
 
@@ -57,19 +58,6 @@ def details(order: PlaceOrder, standing: Standing) -> str:
         f"**{standing.doing}**\n\nOrder `{order.order_id}` of {order.customer}:"
         f" {readable(order.total_minor, order.currency)}, decision {standing.decision}\n\n{listed}"
     )
-
-
-def told(refusal: Refusal, currency: str) -> str:
-    """Say a refusal with its facts in one line."""
-    facts = refusal.model_dump(mode="json", exclude_defaults=True)
-    kind = str(getattr(refusal, "kind", "refused")).replace("_", " ")
-    return ", ".join([kind, *(_fact(name, value, currency) for name, value in facts.items())])
-
-
-def _fact(name: str, value: object, currency: str) -> str:
-    if name.endswith("_minor") and isinstance(value, int):
-        name, value = name.removesuffix("_minor"), readable(value, currency)
-    return f"{name.replace('_', ' ')} {value}"
 
 
 def _line(line: OrderLine, currency: str) -> str:

@@ -18,6 +18,7 @@ from everycent import faults
 from everycent.errors import Bug, PoolTimeout, Transient, Unknown, Unreachable
 from everycent.settings import PoolSettings
 
+_WAKES = "everycent_wakes"
 _in_transaction: ContextVar[bool] = ContextVar("in_transaction", default=False)
 
 # SQLSTATE classes that say "not now": connection, resources, operator, and serialization or locks.
@@ -58,6 +59,7 @@ class Database:
             token = _in_transaction.set(True)
             try:
                 with _translated():
+                    connection.info.pop(_WAKES, None)  # Of a transaction that was rolled back.
                     yield connection
                     if faults.armed is not None:
                         await _reach(faults.armed, "commit.before", connection)
@@ -65,6 +67,7 @@ class Database:
                     await connection.commit()
                 if faults.armed is not None:
                     await _reach(faults.armed, "commit.after", connection)
+                await _wake(connection)
             finally:
                 _in_transaction.reset(token)
 
@@ -113,6 +116,14 @@ class Database:
 def sql(statement: str) -> TextClause:
     """Return the statement, parsed once: `text` looks for its parameters anew at every call."""
     return text(statement)
+
+
+def wake_after_commit(tx: AsyncConnection, channel: str) -> None:
+    """Have whoever listens on the channel woken once the transaction stands.
+
+    Not in it: a NOTIFY makes all commits of a server wait for one another (decision 0009).
+    """
+    tx.info.setdefault(_WAKES, set()).add(channel)
 
 
 def assert_no_transaction() -> None:
@@ -173,6 +184,14 @@ async def _reach(armed: faults.Faults, point: str, connection: AsyncConnection) 
 
 def _milliseconds(seconds: float) -> str:
     return str(int(seconds * 1000))
+
+
+async def _wake(connection: AsyncConnection) -> None:
+    """Send what `wake_after_commit` was asked for; who is not woken looks by himself later."""
+    for channel in connection.info.pop(_WAKES, ()):
+        with contextlib.suppress(DBAPIError, OSError):
+            await connection.execute(sql("SELECT pg_notify(:channel, '')"), {"channel": channel})
+            await connection.commit()
 
 
 async def _give_back(connection: AsyncConnection) -> None:

@@ -1,8 +1,9 @@
 """Bring every service's database to the newest schema, with its roles (design rule 11).
 
-Three roles per service: an owner, used by this module alone; a worker that owns no table and may
-neither delete nor change what is append-only; and a reader. A role or database that is missing is
-made when the owner may do so; otherwise the error says what a DBA has to create.
+Four roles per service: an owner, used by this module alone; a worker that owns no table and may
+neither delete nor change what is append-only; a reader; and the relay. A role or
+database that is missing is made when the owner may do so; otherwise the error says what a DBA has
+to create.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,13 @@ APPEND_ONLY: dict[ServiceName, tuple[str, ...]] = {
     "order": ("routing_rule",),
     "inventory": ("reservation_line",),
     "ledger": ("entry", "transfer_leg", "reversal"),
+}
+
+
+# What a relay may change: where a message stands, and whose a lane is.
+RELAY_MARKS = {
+    "outbox": ["state", "attempts", "next_retry_at", "last_error", "sent_at", "consumed_at"],
+    "outbox_lane": ["fence", "holder", "claimed_at", "held_until"],
 }
 
 
@@ -62,6 +70,7 @@ async def _migrate_service(settings: Settings, service: ServiceName) -> str:
             await connection.run_sync(_upgrade, service)
             await _grant(connection, service, _role(settings.database, service), writes=True)
             await _grant(connection, service, _role(settings.read, service), writes=False)
+            await _grant_relay(connection, _role(settings.relay, service))
         for table in AGING.get(service, ()):
             await make_partitions(engine, table, today=clock.now().date())
     finally:
@@ -135,6 +144,23 @@ async def _grant(
     for table in APPEND_ONLY.get(service, ()):
         await _run(connection, f"REVOKE UPDATE ON {_quoted(table)} FROM {name}")
     await _run(connection, f"REVOKE INSERT, UPDATE ON alembic_version FROM {name}")
+
+
+async def _grant_relay(connection: AsyncConnection, role: URL | None) -> None:
+    """Let the relay read and mark the outbox, hold its lanes, and write into the inbox.
+
+    What a message says it may not change, nor what became of one that was received.
+    """
+    if role is None or role.username is None:
+        return
+    await _grant(connection, "order", role, writes=False)
+    name = _quoted(role.username)
+    await _run(connection, f"REVOKE SELECT ON ALL TABLES IN SCHEMA public FROM {name}")
+    await _run(connection, f"GRANT SELECT ON outbox, outbox_lane, inbox TO {name}")
+    await _run(connection, f"GRANT SELECT ON alembic_version TO {name}")
+    await _run(connection, f"GRANT INSERT ON inbox TO {name}")
+    for table, columns in RELAY_MARKS.items():
+        await _run(connection, f"GRANT UPDATE ({', '.join(columns)}) ON {table} TO {name}")
 
 
 async def _ensure_role(connection: AsyncConnection, role: URL) -> None:

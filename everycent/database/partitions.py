@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from everycent.database.engine import sql, sqlstate_of
 from everycent.errors import InvalidRequest, Transient
-from everycent.settings import ServiceName
+from everycent.settings import SERVICES, ServiceName
 
 T = TypeVar("T")
 
@@ -48,8 +48,13 @@ class AgingTable:
     unfinished: str = "state = 'TRIED'"
 
 
-# The tables of ours that age: none of today's. Each has book entries, or rows that lie beside some.
-AGING: dict[ServiceName, tuple[AgingTable, ...]] = {}
+# The tables of ours that age, the same in every service: its messages. A dead one keeps its month.
+_MESSAGES = (
+    AgingTable("outbox", unfinished="state <> 'CONSUMED'"),
+    AgingTable("outbox_number", unfinished="false"),
+    AgingTable("inbox", unfinished="state <> 'CONSUMED'"),
+)
+AGING: dict[ServiceName, tuple[AgingTable, ...]] = dict.fromkeys(SERVICES, _MESSAGES)
 
 
 @dataclass(frozen=True)

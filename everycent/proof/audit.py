@@ -24,7 +24,10 @@ from everycent.database.audit_rows import (
     stream_orders,
     stream_rows,
 )
+from everycent.database.message_reads import orders_on_their_way
 from everycent.database.reads import Reader, reading
+from everycent.domain.choreography import DRIVER
+from everycent.domain.order import Decision
 from everycent.proof.drivers import Drivers
 from everycent.proof.facts import Facts, Stream, merge
 from everycent.proof.invariants import PROVIDER, RULES, Rule
@@ -252,8 +255,20 @@ class _Audit:
 
     async def _without_driver(self, drivers: dict[str, str]) -> dict[str, str]:
         assert self.drivers is not None, "nobody can be asked"
-        living = await self.drivers.living(list(drivers.values()))
-        return {xid: driver for xid, driver in drivers.items() if driver not in living}
+        told = {xid for xid, driver in drivers.items() if driver.startswith(DRIVER)}
+        living = await self.drivers.living([d for xid, d in drivers.items() if xid not in told])
+        owned = await self._driven_by_messages(sorted(told)) if told else set()
+        return {xid: d for xid, d in drivers.items() if d not in living and xid not in owned}
+
+    async def _driven_by_messages(self, xids: Sequence[str]) -> set[str]:
+        """Return the choreographed orders that somebody cares for.
+
+        A message of theirs is under way, or dead and waits for a person. An open one also has the
+        scan for windows that are over.
+        """
+        orders = await self._orders(xids)
+        on_their_way = await orders_on_their_way(self.reader, xids)
+        return on_their_way | {x for x, o in orders.items() if o.decision is Decision.OPEN}
 
 
 def _has_open_case(order: OrderRow) -> bool:

@@ -16,7 +16,7 @@ import psutil
 from everycent.clock import now
 from everycent.settings import SERVICES, OwnSettings, Settings, load
 from everycent.stack import launch, ports, temporal
-from everycent.stack.folder import DataFolder, role_name
+from everycent.stack.folder import ROLES, DataFolder, role_name
 from everycent.stack.ports import LOOPBACK, Ports, StackError
 from everycent.stack.postgres import PostgresServer, major_version
 from everycent.stack.supervisor import ProcessView, Program, Supervisor
@@ -25,6 +25,7 @@ Part = Literal["postgres", "migrate", "temporal", "simulator", "workers"]
 PARTS: tuple[Part, ...] = ("postgres", "migrate", "temporal", "simulator", "workers")
 WORKERS = ("workflows", *SERVICES)
 TOGETHER = ("together", "together-2")  # One process for each core of a small machine.
+RELAY = "relay"  # Beside the workers of any kind.
 MARK = "EVERYCENT_STACK_FOLDER"  # In the environment of every child: whose it is.
 WORKER_STOP_SECONDS = 25.0  # A worker lets its running activities finish for 15 s.
 LEFTOVER_SECONDS = 15.0
@@ -154,7 +155,7 @@ class EmbeddedStack:
             "migrate": lambda: [self._migrate()],
             "temporal": lambda: [self._temporal()],
             "simulator": lambda: [self._simulator()],
-            "workers": lambda: [self._worker(name) for name in self.workers],
+            "workers": lambda: [self._worker(name) for name in (*self.workers, RELAY)],
         }
         return [program for part in PARTS if part in self._parts for program in makers[part]()]
 
@@ -272,13 +273,13 @@ def own_command(arguments: Sequence[str], folder: Path) -> tuple[list[str], dict
 
 
 def _create_databases(server: PostgresServer, folder: DataFolder) -> bool:
-    """Make each service's database and three roles if they are missing; tables are `migrate`'s."""
+    """Make each service's database and four roles if they are missing; tables are `migrate`'s."""
     keys = folder.secrets()
     present = set(server.execute("SELECT rolname FROM pg_roles").split())
     statements = [
         f"CREATE ROLE {role} LOGIN PASSWORD '{keys[role]}';"
         for service in SERVICES
-        for role in (role_name(service, suffix) for suffix in ("", "_read", "_owner"))
+        for role in (role_name(service, suffix) for suffix in ROLES)
         if role not in present
     ]
     databases = set(server.execute("SELECT datname FROM pg_database").split())

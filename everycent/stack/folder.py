@@ -24,6 +24,7 @@ from everycent.settings import SERVICES
 from everycent.stack.ports import LOOPBACK, Ports, StackError
 
 FORMAT = 1
+ROLES = ("", "_read", "_owner", "_relay")
 LONG_LOG_BYTES = 10 * 1024 * 1024
 
 
@@ -130,9 +131,9 @@ class DataFolder:
                 for service in SERVICES
                 for role in (role_name(service, suffix),)
             }
-            for suffix in ("", "_read", "_owner")
+            for suffix in ROLES
         ]
-        worker, read, owner = dsns
+        worker, read, owner, relay = dsns
         common: dict[str, Any] = {
             "steps": "together" if together else "apart",
             "temporal": {
@@ -152,7 +153,9 @@ class DataFolder:
             self._write_part(service, {"database": {service: worker[service]}})
         self._write_part("together", {"database": worker})
         self._write_part("reader", {"read": read})
-        self._write_part("owner", {"owner": owner, "database": worker, "read": read})
+        self._write_part("relay", {"relay": relay})
+        everything = {"owner": owner, "database": worker, "read": read, "relay": relay}
+        self._write_part("owner", everything)
 
     def set_long_logs_aside(self) -> None:
         """Begin new logs where the old ones have grown long; one older file of each is kept."""
@@ -246,7 +249,7 @@ class DataFolder:
 
 
 def role_name(service: str, suffix: str = "") -> str:
-    """Return the name of a service's role: worker, `_read` or `_owner`."""
+    """Return the name of a service's role: worker, `_read`, `_owner` or `_relay`."""
     return f"everycent_{service}{suffix}"
 
 
@@ -260,7 +263,7 @@ def package_version() -> str:
 
 
 def _role_names() -> list[str]:
-    return [role_name(name, suffix) for name in SERVICES for suffix in ("", "_read", "_owner")]
+    return [role_name(name, suffix) for name in SERVICES for suffix in ROLES]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

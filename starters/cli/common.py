@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from everycent.settings import Settings
     from starters.bookings import Bookings
     from starters.checkouts import Checkouts
+    from starters.choreographed import ChoreographedOrders
 
 T = TypeVar("T")
 
@@ -67,6 +68,7 @@ class Shop:
     reader: "Reader"
     checkouts: "Checkouts"
     bookings: "Bookings"
+    choreographed: "ChoreographedOrders"
 
 
 @contextlib.asynccontextmanager
@@ -79,6 +81,7 @@ async def shop(data_dir: Path) -> AsyncIterator[Shop]:
     from everycent.settings import load
     from starters.bookings import Bookings
     from starters.checkouts import Checkouts
+    from starters.choreographed import ChoreographedOrders
     from starters.client import address_of, connect
 
     silence_the_sdk()
@@ -88,7 +91,14 @@ async def shop(data_dir: Path) -> AsyncIterator[Shop]:
         async with reading(settings) as reader:
             together = settings.steps == "together"
             checkouts = Checkouts(client, reader, together=together)
-            yield Shop(settings, client, reader, checkouts, Bookings(client, together=together))
+            yield Shop(
+                settings,
+                client,
+                reader,
+                checkouts,
+                Bookings(client, together=together),
+                ChoreographedOrders(client, reader, together=together),
+            )
     except RPCError as error:
         raise Unreachable(f"Temporal at {address_of(client)} says: {error}") from error
 

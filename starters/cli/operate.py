@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def worker(
-    name: Annotated[str, typer.Argument(help="`workflows`, `together`, or the name of a service.")],
+    name: Annotated[str, typer.Argument(help="`workflows`, `together`, `relay`, or a service.")],
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Run one worker until SIGTERM or Ctrl-C; `up` runs all of them."""
@@ -165,8 +165,11 @@ def print_audit(report: "AuditReport") -> None:
 async def _work(name: str, data_dir: Path) -> None:
     from everycent.settings import load
     from workers.composition import worker_name
-    from workers.run import run_worker
+    from workers.run import run_relay, run_worker
 
+    if name == "relay":
+        await run_relay(load(data_dir, "relay"))
+        return
     known = worker_name(name)
     settings = load(data_dir, known)
     if known in ("workflows", "together"):

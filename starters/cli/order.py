@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from starters.cli import messages
 from starters.cli.common import (
     DEFAULT_DATA_DIR,
     AsJson,
@@ -58,6 +59,7 @@ def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
     group = typer.Typer(no_args_is_help=True, help="Sell orders and look at them.")
     group.command()(place)
+    group.command()(messages.start)
     group.command()(show)
     group.command("list")(list_orders)
     group.command()(pay)
@@ -79,7 +81,7 @@ def place(
     Exit code 3 when the order was refused, or waits for another payment; 0 when it is confirmed, or
     waits for its customer to pay on the page that is printed.
     """
-    order = _read_order(file)
+    order = read_order(file)
     placement = run(_place(order, data_dir, wait=not no_wait))
     _print_placement(placement, as_json=as_json)
     raise typer.Exit(_exit_code(placement))
@@ -194,7 +196,8 @@ def import_orders(
     raise typer.Exit(ExitCode.REFUSED if summary.refused else ExitCode.OK)
 
 
-def _read_order(file: Path) -> "PlaceOrder":
+def read_order(file: Path) -> "PlaceOrder":
+    """Read an order as a person hands it in."""
     with one_line_errors():
         from everycent.domain.order import PlaceOrder
         from everycent.errors import InvalidRequest
@@ -213,9 +216,15 @@ async def _place(order: "PlaceOrder", data_dir: Path, *, wait: bool) -> "Placeme
 
 async def _pay(tenant: str, order_id: str, payment: "Payment", data_dir: Path) -> "Placement":
     from everycent.domain.order import AttemptRefused, PayOrder
+    from starters.choreographed import placement_of
     from starters.refusals import TooLateError
 
     async with shop(data_dir) as at:
+        if await at.choreographed.drives(tenant, order_id):
+            named = await at.choreographed.pay(tenant, order_id, payment)
+            if isinstance(named, AttemptRefused):
+                raise TooLateError(f"this payment is not tried: {named.reason}")
+            return placement_of(await at.choreographed.follow(tenant, order_id))
         answer = await at.checkouts.pay(tenant, order_id, PayOrder(payment=payment))
         if isinstance(answer, AttemptRefused):
             raise TooLateError(f"this payment is not tried: {answer.reason}")
@@ -228,9 +237,16 @@ async def _pay(tenant: str, order_id: str, payment: "Payment", data_dir: Path) -
 
 
 async def _cancel(tenant: str, order_id: str, reason: str, data_dir: Path) -> "Placement":
-    from everycent.domain.order import CancelOrder
+    from everycent.domain.order import CancelOrder, OrderStatus
+    from starters.choreographed import placement_of
+    from starters.refusals import TooLateError
 
     async with shop(data_dir) as at:
+        if await at.choreographed.drives(tenant, order_id):
+            verdict = await at.choreographed.cancel(tenant, order_id, reason)
+            if verdict.status is not OrderStatus.CANCELLED:
+                raise TooLateError(f"too late to cancel: the order is {verdict.decision.lower()}")
+            return placement_of(await at.choreographed.follow(tenant, order_id))
         await at.checkouts.cancel(tenant, order_id, CancelOrder(reason=reason))
         return await at.checkouts.follow(tenant, order_id)
 

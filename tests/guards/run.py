@@ -39,6 +39,8 @@ SERVICE_OF: dict[str, str] = {
     "retention": "inventory", "migrate": "ledger", "partitions": "account", "withdrawal": "order",
     "counted": "points", "fence_sql": "points",
     "repair_case": "order", "routing": "order", "decision": "order", "decision_ddl": "order",
+    "choreography": "order", "inbox": "inventory", "lanes": "order", "messages_ddl": "order",
+    "outbox": "order",
 }  # fmt: skip
 
 

@@ -36,9 +36,11 @@ _ORDER = re.compile(r"ORDER BY (?:\w+ COLLATE \"C\"(?:, \w+ COLLATE \"C\")*|plac
 _PATIENCE = re.compile(r"SET LOCAL lock_timeout = '[^']+'")
 _PRIVILEGE = re.compile(r"(?:REVOKE|GRANT (?:SELECT|INSERT)) [^\"]*")
 _NAMES_THE_ROW = re.compile(
-    r"\(?\w+\.(key|case_key|tenant|order_id|account|currency|sku|customer|item)\b[^=]*=\s*\(?\w+\.\w+"
+    r"\(?\w+\.(key|opened_on|case_key|tenant|order_id|account|currency|sku|customer|item)\b"
+    r"[^=]*=\s*\(?\w+\.\w+"
     r"|\w*key (= ANY|IN \()|\(\w+(, \w+)+\)\s+IN \(|\(a\.tenant, a\.account, a\.currency\)\s"
-    r"|\{_THESE\}|\{_over|\(\{fence\.key\}\) IN|datname|rolname|fence\.key = its_key"
+    r"|(?:lane|key|opened_on) = :(?:lane|key|day)\b|\{_THESE\}"
+    r"|\{_over|\(\{fence\.key\}\) IN|datname|rolname|fence\.key = its_key"
 )
 
 _JOINT = re.compile(r"([\"']\s*f?[\"']|\s)+$")  # Between two texts that stand side by side.
@@ -250,6 +252,7 @@ def _more(privilege: str) -> str:
     """Return a statement that gives more than this one."""
     if privilege.startswith("REVOKE"):
         return "SELECT 1 --"
+    privilege = privilege.replace("GRANT INSERT ON", "GRANT INSERT, DELETE ON")
     return privilege.replace("INSERT, UPDATE", "INSERT, UPDATE, DELETE").replace(
         "GRANT SELECT", "GRANT SELECT, INSERT"
     )

@@ -20,7 +20,7 @@ from tests.house.compose_file import FILE, ROOT, Entry
 
 PATIENCE_SECONDS = 45.0
 BIN = Path(sys.executable).parent
-WORKERS = ("workflows", *SERVICES)
+WORKERS = ("workflows", *SERVICES, "relay")
 
 
 def test_the_compose_file_follows_the_schema() -> None:
@@ -54,10 +54,10 @@ def test_each_worker_is_given_the_database_of_its_service_and_no_other() -> None
     """
     for name, service in compose_file.our_services().items():
         known = {k for k in service.get("environment", {}) if re.match("EVERYCENT_[A-Z]+__", k)}
-        dsns = {k for k in known if k.split("_")[1] in ("DATABASE", "READ", "OWNER")}
+        dsns = {k for k in known if k.split("_")[1] in ("DATABASE", "READ", "OWNER", "RELAY")}
         everything = {
             f"EVERYCENT_{role}__{s.upper()}"
-            for role in ("OWNER", "DATABASE", "READ")
+            for role in ("OWNER", "DATABASE", "READ", "RELAY")
             for s in SERVICES
         }
         expected = {
@@ -65,6 +65,7 @@ def test_each_worker_is_given_the_database_of_its_service_and_no_other() -> None
             "shell": {f"EVERYCENT_READ__{s.upper()}" for s in SERVICES},
             "workflows": set[str](),
             "simulator": set[str](),
+            "relay": {f"EVERYCENT_RELAY__{s.upper()}" for s in SERVICES},
         }.get(name, {f"EVERYCENT_DATABASE__{name.upper()}"})
         assert dsns == expected, name
 
@@ -110,6 +111,7 @@ def variables(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) ->
                 ("DATABASE", settings.database),
                 ("READ", settings.read),
                 ("OWNER", settings.owner),
+                ("RELAY", settings.relay),
             )
             for service, dsn in dsns.items()
         },

@@ -115,7 +115,7 @@ def test_the_whole_stack_comes_up_heals_and_dies_with_its_supervisor(everycent: 
     """Red when: a worker is not restarted, or lives on as an orphan."""
     everycent.up()
     workers = {n: row["pid"] for n, row in rows(everycent).items() if n.startswith("worker-")}
-    assert len(workers) == 7
+    assert len(workers) == 8  # With the relay.
     for name, pid in workers.items():
         words = " ".join(psutil.Process(pid).cmdline())
         assert f"everycent worker {name.removeprefix('worker-')} " in words

@@ -5,7 +5,7 @@ from alembic import op
 from everycent.database.decision_ddl import decision_table
 
 revision = "order_0003"
-down_revision = "order_0001"
+down_revision = "order_0002"
 
 
 def upgrade() -> None:
