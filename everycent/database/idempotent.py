@@ -46,9 +46,10 @@ def idempotent(
 ) -> Callable[[Work[R, A]], Work[R, A]]:
     """Let the function do its work once per `scope` and key; its result has to fit into JSON.
 
-    `key` names the work by business ids alone. The request's `at` and `opened_on`, if it has them,
-    lie outside the hash; without them the row tells our clock, which decides nothing. An exception
-    undoes the transaction, so that the next call does the work.
+    `key` names the work by business ids alone; the row's key is `<scope>/~once/<key>`. The request's
+    `at` and `opened_on`, if it has them, lie outside the hash; without them the row tells our
+    clock, which decides nothing. An exception undoes the transaction, so that the next call does
+    the work.
     """
     assert scope.strip("/") == scope != "", "a scope is the first part of a key"
 
@@ -57,7 +58,7 @@ def idempotent(
 
         @functools.wraps(work)
         async def called(tx: AsyncConnection, request: R) -> A:
-            step = _step(f"{scope}/{key(request)}", request)
+            step = _step(f"{scope}/~once/{key(request)}", request)
             claims = await fence.claim_tries(tx, table, [step])
             fresh = {}
             for each in claims.new:

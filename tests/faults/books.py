@@ -8,7 +8,8 @@ from everycent.database.reads import Reader
 from everycent.settings import SERVICES
 
 _TABLES = (
-    "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname <> 'alembic_version'"
+    "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
+    " AND relname <> 'alembic_version'"
     " AND relnamespace = CAST('public' AS regnamespace) ORDER BY relname"
 )
 _ROWS = (

@@ -299,6 +299,7 @@ def test_only_the_place_starts_activities() -> None:
     """A flow has no other way to start a step than a declared one, so none can be forgotten.
 
     The sweeper is no flow with steps of its own: it confirms and cancels what flows have left.
+    Branches start what `hold` has declared, with its Confirm and its Cancel.
     """
     calls = {
         path.name
@@ -307,7 +308,7 @@ def test_only_the_place_starts_activities() -> None:
         if isinstance(node, ast.Attribute) and "activity" in node.attr and node.attr != "activity"
         and node.attr.startswith(("start_", "execute_"))
     }  # fmt: skip
-    assert calls == {"place.py", "sweep_ends.py", "sweep_orders.py"}
+    assert calls == {"branches.py", "place.py", "sweep_ends.py", "sweep_orders.py"}
 
 
 def test_every_step_of_the_plan_is_started_by_the_flow() -> None:
@@ -365,7 +366,8 @@ def test_only_gateways_reach_the_network_and_each_is_wired_with_the_guard() -> N
     ]
     assert all("guard" in arguments for arguments in takers if "client" in arguments)
     wiring = (ROOT / "workers" / "composition.py").read_text()
-    assert wiring.count("guard=assert_no_transaction") == len(takers)
+    ours = [arguments for arguments in takers if "declared" not in arguments]  # Users wire theirs.
+    assert wiring.count("guard=assert_no_transaction") == len(ours)
 
 
 def _imports(path: Path) -> set[str]:
