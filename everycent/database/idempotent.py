@@ -46,10 +46,10 @@ def idempotent(
 ) -> Callable[[Work[R, A]], Work[R, A]]:
     """Let the function do its work once per `scope` and key; its result has to fit into JSON.
 
-    `key` names the work by business ids alone; the row's key is `<scope>/~once/<key>`. The request's
-    `at` and `opened_on`, if it has them, lie outside the hash; without them the row tells our
-    clock, which decides nothing. An exception undoes the transaction, so that the next call does
-    the work.
+    `key` names the work by business ids alone; the row's key is `<scope>/~once/<key>`. `at` and
+    `opened_on` of the request, if it has them, lie outside the hash; without them the row tells
+    our clock, which decides nothing. An exception undoes the transaction, so that the next call
+    does the work.
     """
     assert scope.strip("/") == scope != "", "a scope is the first part of a key"
 
