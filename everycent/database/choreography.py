@@ -37,6 +37,7 @@ from everycent.domain.events import (
 )
 from everycent.domain.fence import unwrap
 from everycent.domain.messaging import NOTIFY, Event, inboxes
+from everycent.domain.mode import Mode
 from everycent.domain.order import (
     PAYMENTS,
     AddAttempt,
@@ -69,6 +70,7 @@ async def open_choreographed(tx: AsyncConnection, order: PlaceOrder, *, at: date
 
     An order that a workflow drives is answered as it stands, and nothing is told.
     """
+    order = order.model_copy(update={"mode": Mode.CHOREOGRAPHED})
     [answer] = await orders.open_order(
         tx, [OpenOrder(order=order, at=at, driver=driver_of(order), run=RUN)]
     )

@@ -37,7 +37,8 @@ async def counts(shop: Shop) -> tuple[Any, ...]:
 async def test_an_order_paid_by_card_is_confirmed_with_outbox_and_inbox_alone(shop: Shop) -> None:
     """No broker, no workflow for it or for any of its events.
 
-    Red when: a participant does not react, or hands a refusal on like a hold.
+    Red when: a participant does not react, or hands a refusal on like a hold, or the order's row
+    names another mode.
     """
     await shop.stock(5)
     order = shop.by_card()
@@ -50,6 +51,8 @@ async def test_an_order_paid_by_card_is_confirmed_with_outbox_and_inbox_alone(sh
         "ledger", "SELECT sum(amount_minor) FROM entry WHERE key LIKE :tenant||'%'"
     )
     assert entries[0][0] == 0
+    [(mode,)] = await shop.read("order", "SELECT mode FROM shop_order WHERE tenant = :tenant")
+    assert mode == "choreographed"
 
 
 @pytest.mark.requirement("AC3.2")
