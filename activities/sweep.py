@@ -11,6 +11,7 @@ from everycent.database import sweep_reads
 from everycent.database.engine import Database
 from everycent.domain.sweep import HoldService, RunState, Standing
 from everycent.domain.sweep_questions import (
+    EndRun,
     HoldPage,
     HoldsOf,
     KeyPage,
@@ -23,7 +24,7 @@ from everycent.domain.sweep_questions import (
     UnfinishedPage,
     WorkflowIds,
 )
-from everycent.gateways.runs import describe_runs, list_running
+from everycent.gateways.runs import describe_runs, end_stuck_run, list_running
 
 _AT_ONCE = 10
 
@@ -98,6 +99,11 @@ class RunSweepActivities:
     async def runs(self, asked: WorkflowIds) -> list[RunState]:
         """Tell how workflows stand."""
         return await describe_runs(activity.client(), asked.workflow_ids)
+
+    @activity.defn(name="sweep.end_run")
+    async def end_run(self, asked: EndRun) -> str:
+        """End a run whose task fails for ever, so that its order can be taken up."""
+        return await end_stuck_run(activity.client(), asked)
 
     @activity.defn(name="sweep.running")
     async def running(self, asked: Running) -> RunningPage:

@@ -21,6 +21,7 @@ from everycent.domain.sweep import (
     Standing,
     Sweep,
     SweepReport,
+    is_closed,
     judge_hold,
     judge_order,
     judge_run,
@@ -243,7 +244,7 @@ class Look:
         return _Page([judge_unsold(key, lost[key], each) for key, each in keyed], page.next)
 
     async def _lost_rows(self, at: datetime, after: str) -> _Page:
-        """Find runs that have lived for a while and whose order is not written down."""
+        """Find runs that have lived for a while without an order that is written down and open."""
         page = await self._eyes.running(
             Running(
                 tenant=self._sweep.tenant,
@@ -253,9 +254,10 @@ class Look:
             )
         )
         xids = {i.partition("/")[2]: i for i in page.workflow_ids}
-        rowless = [s for s in await self._standings(sorted(xids)) if s.order is None]
-        runs = await self._runs({xids[s.xid] for s in rowless})
-        judged = (judge_run(runs[xids[s.xid]], s, self._sweep, at) for s in rowless)
+        known = await self._standings(sorted(xids))
+        without = [s for s in known if s.order is None or is_closed(s.order)]
+        runs = await self._runs({xids[s.xid] for s in without})
+        judged = (judge_run(runs[xids[s.xid]], s, self._sweep, at) for s in without)
         return _Page([finding for finding in judged if finding], page.next)
 
     def _rows(self, after: str) -> Rows:

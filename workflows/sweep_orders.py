@@ -7,7 +7,7 @@ cannot be repaired stays open for a person.
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import date
+from datetime import date, timedelta
 from typing import Any, TypeVar
 
 from temporalio import workflow
@@ -24,6 +24,7 @@ with workflow.unsafe.imports_passed_through():
     from everycent.domain.payment import PaidAnyway, RefundPayment
     from everycent.domain.sweep import (
         ORPHAN,
+        STUCK,
         Act,
         Finding,
         Hold,
@@ -36,6 +37,7 @@ with workflow.unsafe.imports_passed_through():
     from everycent.domain.sweep_pass import Pass, Progress, too_much
     from everycent.domain.sweep_questions import (
         HOLD_SERVICES,
+        EndRun,
         HoldPage,
         HoldsOf,
         KeyPage,
@@ -143,7 +145,8 @@ class SweepOrders:
 
     async def _repair(self, finding: Finding) -> str:
         if finding.act is Act.TAKE_UP:
-            return await self._take_up(finding.xid)
+            ended = await self._end_run(finding.run) if finding.run else ""
+            return ended + await self._take_up(finding.xid)
         assert finding.hold is not None, f"{finding.key} is no hold"
         now = await self._as_it_is_now(finding.hold)
         if now is None or now.act is not finding.act:
@@ -200,6 +203,17 @@ class SweepOrders:
             judge_hold(now, caseless, runs, self._sweep, workflow.now()) for now in holds.holds
         )
         return next(judged, None)
+
+    async def _end_run(self, run: RunState) -> str:
+        """End a run that can never go on: its order's row and its keys say all that it did."""
+        grace = timedelta(seconds=self._sweep.grace_seconds)
+        asked = EndRun(
+            workflow_id=run.workflow_id,
+            run_id=run.run_id,
+            failing_since=self._progress.at - grace,
+            reason=f"{SWEPT_BY}: {STUCK}, and a new run goes on with the order",
+        )
+        return f"{await _ask(RunSweepActivities.end_run, asked, SWEEPER)}; "
 
     async def _take_up(self, xid: str) -> str:
         """Start a run of the order, as it was asked for, unless it has ended or runs by now."""

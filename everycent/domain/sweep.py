@@ -16,6 +16,7 @@ from everycent.domain.message import Message, Told, order_of
 from everycent.domain.order import Decision, OrderStatus, PlaceOrder, WaitsFor
 
 ROWLESS = "run without an order row"
+STUCK = "run whose tasks fail"
 ORPHAN = "hold without an order"  # Its id is withdrawn before it is given back.
 PAGE = 1000  # Rows looked at per question: half a megabyte at most, Temporal carries two.
 HoldService = Literal["inventory", "payment", "account", "points"]
@@ -97,6 +98,14 @@ class Hold(Message):
         return order_of(self.key)
 
 
+class TaskFailure(Message):
+    """Why a run's workflow task fails, and is tried again and again."""
+
+    since: AwareDatetime
+    why: Told
+    nondeterministic: bool = False  # Its history is not what the code makes: no try will succeed.
+
+
 class RunState(Message):
     """What Temporal says of a workflow id; `status` is `unknown` if it does not know it."""
 
@@ -104,11 +113,23 @@ class RunState(Message):
     status: str = "unknown"
     ended_how: Told = ""
     started_at: AwareDatetime | None = None
+    run_id: str = ""
+    task_failure: TaskFailure | None = None  # None while its task succeeds.
 
     @property
     def lives(self) -> bool:
         """Whether it runs now; one that is paused goes on when somebody says so."""
         return self.status in ("running", "paused")
+
+    def fails_since(self, before: datetime) -> bool:
+        """Tell whether its task has failed since then or longer; a paused run is a person's."""
+        failure = self.task_failure
+        return self.status == "running" and failure is not None and failure.since <= before
+
+    @property
+    def can_never_go_on(self) -> bool:
+        """Whether it fails for what it has written down, which no deploy and no wait repairs."""
+        return self.task_failure is not None and self.task_failure.nondeterministic
 
 
 class Act(StrEnum):
@@ -132,6 +153,7 @@ class Finding(Message):
     after: Told = ""
     repaired: bool = False
     hold: Hold | None = None
+    run: RunState | None = None  # Which is ended first, for its task fails for ever.
     back_minor: int = 0  # What the act gives back to the customer, or may.
     currency: str = ""
 
@@ -178,16 +200,18 @@ def judge_order(
     """Judge an unfinished order by the runs that could drive it; None if all is well."""
     order = standing.order
     assert order is not None, f"{standing.xid} is judged without its row"
-    if order.decision in (Decision.COMMITTED, Decision.ABORTED) or _is_fresh(order, sweep, at):
+    if is_closed(order) or _is_fresh(order, sweep, at):
         return None
-    live = next((run for run in runs.values() if run.lives), None)
-    if live is not None:
+    live = sorted((run for run in runs.values() if run.lives), key=lambda r: _fails(r, sweep, at))
+    if live and not _fails(live[0], sweep, at):
         kind = _is_stuck(order, sweep, at)
-        return _order_finding(standing, kind, live, Act.NONE) if kind else None
-    run = runs.get(order.driver) or RunState(workflow_id=order.driver)
-    case = standing.case(f"{standing.xid}/sweeper")
-    act = _once_more(Act.TAKE_UP, case, sweep.max_failures)
-    finding = _order_finding(standing, "order without a live run", run, act)
+        return _order_finding(standing, kind, live[0], Act.NONE) if kind else None
+    if live:
+        finding = _judge_stuck(live[0], standing, sweep)
+    else:
+        run = runs.get(order.driver) or RunState(workflow_id=order.driver)
+        act = _once_more(Act.TAKE_UP, standing.case(f"{standing.xid}/sweeper"), sweep.max_failures)
+        finding = _order_finding(standing, "order without a live run", run, act)
     return _giving_back(finding, order.total_minor, order.currency) if _ends(order, at) else finding
 
 
@@ -198,7 +222,7 @@ def judge_hold(
     order = standing.order
     if order is None:
         return _judge_orphan(hold, standing, runs, sweep, at)
-    if order.decision not in (Decision.COMMITTED, Decision.ABORTED):
+    if not is_closed(order):
         return None  # Its order's driver takes care of it, and the sweeper of the driver.
     if _is_fresh(order, sweep, at):
         return None
@@ -211,13 +235,16 @@ def judge_hold(
 
 
 def judge_run(run: RunState, standing: Standing, sweep: Sweep, at: datetime) -> Finding | None:
-    """Judge a run that has lived for a while by whether its order is written down.
+    """Judge a run that has lived for a while by whether its order is written down, or is closed.
 
     It may still be opening it; after `stuck_seconds` the row must have been lost, which no act of
     ours repairs: the run would go on by what it remembers.
     """
-    if standing.order is not None or not run.lives:
+    if not run.lives:
         return None
+    if standing.order is not None:
+        left_over = is_closed(standing.order) and _fails(run, sweep, at)
+        return _judge_stuck(run, standing, sweep) if left_over else None
     xid, before = standing.xid, f"{run.workflow_id} runs, no order row"
     began = run.started_at or at
     finding = Finding(kind=ROWLESS, xid=xid, key=xid, before=before, act=Act.NONE)
@@ -232,6 +259,27 @@ def judge_unsold(key: str, state: str, standing: Standing) -> Finding:
     hold = Hold(service="inventory", kind="reservation", key=key, state=state, opened_on="")
     told = f"reservation {state}, order {standing.order.status if standing.order else 'gone'}"
     return _hold_finding(hold, standing, "paid, not deducted", told, Act.CASE)
+
+
+def is_closed(order: OrderFacts) -> bool:
+    """Tell whether nothing is left to do about it."""
+    return order.decision in (Decision.COMMITTED, Decision.ABORTED)
+
+
+def _fails(run: RunState, sweep: Sweep, at: datetime) -> bool:
+    return run.fails_since(at - timedelta(seconds=sweep.grace_seconds))
+
+
+def _judge_stuck(run: RunState, standing: Standing, sweep: Sweep) -> Finding:
+    """Judge a run whose task fails: a new one helps only if its history is what is wrong.
+
+    Any other failure is the worker's, and the run goes on when the worker is mended.
+    """
+    act = Act.NONE
+    if run.can_never_go_on:
+        act = _once_more(Act.TAKE_UP, standing.case(f"{standing.xid}/sweeper"), sweep.max_failures)
+    finding = _order_finding(standing, STUCK, run, act)
+    return finding.model_copy(update={"run": run}) if act is Act.TAKE_UP else finding
 
 
 def _ends(order: OrderFacts, at: datetime) -> bool:
@@ -280,7 +328,11 @@ def _once_more(act: Act, case: SweeperCase | None, tries: int) -> Act:
 def _order_finding(standing: Standing, kind: str, run: RunState, act: Act) -> Finding:
     order = standing.order
     assert order is not None
-    how = f"{run.status}{f', {run.ended_how}' if run.ended_how else ''}"
+    failure = run.task_failure
+    told = run.ended_how
+    if failure is not None and kind == STUCK:
+        told = f"its task fails since {failure.since:%Y-%m-%d %H:%M:%S}: {failure.why}"
+    how = f"{run.status}{f', {told}' if told else ''}"
     before = f"{order.decision}, last moved {order.moved_at:%Y-%m-%d %H:%M:%S}; its run is {how}"
     return Finding(kind=kind, xid=standing.xid, key=standing.xid, before=before, act=act)
 

@@ -86,6 +86,15 @@ class RunningPage(Message):
     next: str | None = None
 
 
+class EndRun(Message):
+    """Have a run ended whose task fails for ever, if it is still that run and still fails."""
+
+    workflow_id: str
+    run_id: str
+    failing_since: AwareDatetime
+    reason: str
+
+
 class WorkflowIds(Message):
     """Ask Temporal how these workflows stand, each by its id."""
 

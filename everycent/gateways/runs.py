@@ -6,21 +6,25 @@ from collections.abc import Sequence
 from datetime import UTC, timedelta
 
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, WorkflowExecutionStatus
+from temporalio.api.enums.v1 import EventType, WorkflowExecutionStatus, WorkflowTaskFailedCause
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionRequest,
     DescribeWorkflowExecutionResponse,
+    GetWorkflowExecutionHistoryReverseRequest,
     ListWorkflowExecutionsRequest,
 )
 from temporalio.client import Client, WorkflowHistoryEventFilterType
 from temporalio.service import RPCError, RPCStatusCode
 
-from everycent.domain.sweep import RunState
-from everycent.domain.sweep_questions import Running, RunningPage
+from everycent.domain.sweep import RunState, TaskFailure
+from everycent.domain.sweep_questions import EndRun, Running, RunningPage
 
 PATIENCE = timedelta(seconds=10)
 _AT_ONCE = 10
+_NEWEST, _TOLD = 100, 300  # Events that are read from the end, characters of a failure's message.
+_NONDETERMINISTIC = WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_NON_DETERMINISTIC_ERROR
 
 
 async def list_running(client: Client, asked: Running) -> RunningPage:
@@ -102,8 +106,64 @@ async def _describe(client: Client, workflow_id: str) -> RunState:
     how = ""
     if status == "terminated":
         how = await _how_it_ended(client, workflow_id, run.execution.run_id)
-    started_at = run.start_time.ToDatetime(UTC)
-    return RunState(workflow_id=workflow_id, status=status, ended_how=how, started_at=started_at)
+    failure = None
+    if status == "running" and told.pending_workflow_task.attempt > 1:
+        failure = await _why_its_task_fails(client, run.execution)
+    return RunState(
+        workflow_id=workflow_id,
+        status=status,
+        ended_how=how,
+        started_at=run.start_time.ToDatetime(UTC),
+        run_id=run.execution.run_id,
+        task_failure=failure,
+    )
+
+
+async def end_stuck_run(client: Client, asked: EndRun) -> str:
+    """End a run whose task fails for ever; say what came of it, also if that is nothing.
+
+    It is looked at again first: what has recovered, or ended, or is another run, is left alone.
+    """
+    run = await _describe(client, asked.workflow_id)
+    is_it = run.run_id == asked.run_id and run.fails_since(asked.failing_since)
+    if not (is_it and run.can_never_go_on):
+        return "its run was left alone, for it does not fail any more"
+    handle = client.get_workflow_handle(asked.workflow_id, run_id=asked.run_id)
+    try:
+        await handle.terminate(reason=asked.reason, rpc_timeout=PATIENCE)
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        return "its run had ended"
+    return f"run {asked.run_id} was ended"
+
+
+async def _why_its_task_fails(client: Client, execution: WorkflowExecution) -> TaskFailure | None:
+    """Read from the end of its history how its task fails since one succeeded last.
+
+    Only the first failure in a row is written down there; that one tells since when, and why.
+    """
+    asked = GetWorkflowExecutionHistoryReverseRequest(
+        namespace=client.namespace, execution=execution, maximum_page_size=_NEWEST
+    )
+    page = await client.workflow_service.get_workflow_execution_history_reverse(
+        asked, retry=True, timeout=PATIENCE
+    )
+    failed: list[HistoryEvent] = []
+    for event in page.history.events:
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
+            break
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
+            failed.append(event)
+    if not failed:  # It was lost on its way, or timed out: another try may well succeed.
+        return None
+    newest = failed[0].workflow_task_failed_event_attributes
+    cause = WorkflowTaskFailedCause.Name(newest.cause).removeprefix("WORKFLOW_TASK_FAILED_CAUSE_")
+    return TaskFailure(
+        since=failed[-1].event_time.ToDatetime(UTC),
+        why=f"{cause}, {newest.failure.message[:_TOLD]}",
+        nondeterministic=newest.cause == _NONDETERMINISTIC,
+    )
 
 
 def status_of(run: WorkflowExecutionInfo) -> str:
