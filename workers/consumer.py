@@ -18,6 +18,9 @@ from everycent.database.engine import Database
 from everycent.domain.messaging import Envelope, Event, backoff
 from everycent.errors import EverycentError, Transient, Unknown
 
+# What a message can be to blame for: ours, a broken invariant, a payload that no model takes.
+_FAILURES = (EverycentError, AssertionError, ValueError)
+
 
 class Reaction(Protocol):
     """What a service does about messages of one type.
@@ -82,14 +85,14 @@ class Consumer:
         if len(messages) > 1:
             try:
                 await self._apply(kind, messages)
-            except (EverycentError, AssertionError):
+            except _FAILURES:
                 pass
             else:
                 return
         for message in messages:
             try:
                 await self._apply(kind, [message])
-            except (EverycentError, AssertionError, ValueError) as error:
+            except _FAILURES as error:
                 await self._put_off(message, error)
 
     async def _apply(self, kind: str, messages: Sequence[Envelope]) -> None:

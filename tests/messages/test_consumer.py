@@ -191,15 +191,16 @@ async def test_an_aggregate_is_applied_in_its_order_whoever_consumes(
     assert books.seen == [f"o-1/{name}" for name in names]
 
 
+@pytest.mark.parametrize("poison", [Bug("poison"), ValueError("poison")], ids=repr)
 async def test_a_poison_message_is_dead_after_its_tries_and_blocks_no_other(
-    databases: Pools, books: Books, tenant: str, clock: Clock
+    databases: Pools, books: Books, tenant: str, clock: Clock, poison: Exception
 ) -> None:
     """It came in one batch with a good one; later ones of its own aggregate wait; replay is safe.
 
     Red when: a failing message fails its batch, or is tried for ever.
     """
     poisoned = [True]
-    books.fails = lambda m: Bug("poison") if m.key.endswith("bad") and poisoned[0] else None
+    books.fails = lambda m: poison if m.key.endswith("bad") and poisoned[0] else None
     reader = consumer(databases, books, clock, times=ConsumerTimes(tries=3))
     await carried(databases, clock, event(tenant, "bad"), event(tenant, "later"))
     await carried(databases, clock, event(tenant, "x", "o-2"))
@@ -208,7 +209,9 @@ async def test_a_poison_message_is_dead_after_its_tries_and_blocks_no_other(
         clock.move(minutes=1)
     found = await inbox_of(databases, tenant)
     dead = found["o-1/bad"]
-    assert (dead.state, dead.attempts, dead.last_error) == ("DEAD", 3, "Bug: poison")
+    assert (dead.state, dead.attempts, dead.last_error) == (
+        "DEAD", 3, f"{type(poison).__name__}: poison",
+    )  # fmt: skip
     assert (found["o-1/later"].state, found["o-2/x"].state) == ("RECEIVED", "CONSUMED")
     poisoned[0] = False
     for _ in range(2):
