@@ -244,7 +244,7 @@ class Till:
         await self.http.post("/admin/held/release")
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not await condition():
                 await asyncio.sleep(0.005)
 

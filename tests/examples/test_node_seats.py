@@ -127,7 +127,7 @@ async def test_a_call_that_is_too_late_is_unknown_and_the_same_call_settles_it(
     async with seats.engine.connect() as holder:
         await holder.execute(text("SELECT FROM seats FOR UPDATE"))
         with pytest.raises(Unknown):
-            await seat_at(http, deadline_seconds=0.5).try_(tried)
+            await seat_at(http, deadline_seconds=2).try_(tried)
         await holder.rollback()
     assert await seat_at(http).try_(tried) == SeatHeld(area="stalls")
     assert await seats.parts() == (999, 1, 0)

@@ -24,7 +24,7 @@ def call(name: str) -> StoryRow:
 
 
 @pytest.mark.requirement("AC20.5")
-@pytest.mark.parametrize("given", permutations(("create", "confirm", "capture")))
+@pytest.mark.parametrize("given", list(permutations(("create", "confirm", "capture"))))
 def test_the_calls_of_one_talk_are_told_in_its_order(given: tuple[str, ...]) -> None:
     """Red when: calls of one time are told as the table happens to hold them."""
     told = events_of_rows([call(name) for name in given], Causes(asked={}), PREFIX)

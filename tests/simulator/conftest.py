@@ -64,7 +64,7 @@ class Rig:
         return answer
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not await condition():
                 await asyncio.sleep(0.01)
 
