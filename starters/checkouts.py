@@ -39,7 +39,7 @@ from everycent.domain.order import (
     WaitsFor,
     differing_fields,
 )
-from everycent.errors import InvalidRequest
+from everycent.errors import InvalidRequest, Transient
 from starters.refusals import (
     NotRunningError,
     OrderDiffersError,
@@ -141,19 +141,17 @@ class Checkouts:
         """Return the order once it is final, or as soon as it waits for a customer or an operator.
 
         `is_answered` tells whether a payment that was just named has had its answer; before that
-        the order may still show that it waits for one.
+        the order may still show that it waits for one. The order's row is read, and no run is asked
+        (docs/reliability.md, "A run that can never go on").
         """
         waiting = asyncio.ensure_future(self.wait(tenant, order_id))
         pause = LOOK_SECONDS
         try:
             while not (await asyncio.wait([waiting], timeout=pause))[0]:
                 pause = min(pause * 1.5, SILENCE_SECONDS)
-                # A question that gets no answer in time tells nothing; the waiting goes on.
-                with contextlib.suppress(RPCError):
-                    placement = await self.progress(tenant, order_id)
-                    if placement.waits_for is WaitsFor.REPAIR:
-                        return placement
-                    if _wants_customer(placement) and await is_answered():
+                # A look that gets no answer tells nothing; the waiting goes on.
+                with contextlib.suppress(RPCError, Transient, InvalidRequest):
+                    if placement := await self._wants_somebody(tenant, order_id, is_answered):
                         return placement
             await waiting
         finally:
@@ -210,8 +208,26 @@ class Checkouts:
         return await self.place(view.request)
 
     async def progress(self, tenant: str, order_id: str) -> Placement:
-        """Ask the order's run how far it is."""
+        """Ask the order's run how far it is, as Temporal's Web UI does; `follow` does without."""
         return await self._handle(tenant, order_id).query(Checkout.progress)
+
+    async def _wants_somebody(
+        self, tenant: str, order_id: str, is_answered: Callable[[], Awaitable[bool]]
+    ) -> Placement | None:
+        """Return the order if its row says that it waits for an operator or its customer."""
+        view = await self._reader.order(tenant, order_id)
+        if view is None or view.result is not None:
+            return None
+        if view.waits_for is WaitsFor.REPAIR:
+            cases = await self._reader.cases(tenant)
+            parked = tuple(case.case_key for case in cases if case.order_id == order_id)
+            return _placement(view).model_copy(update={"parked": parked})
+        if not (_wants_customer(_placement(view)) and await is_answered()):
+            return None
+        # The last refusal and the page to pay on are not in the row.
+        handle = self._handle(tenant, order_id)
+        told = await _told(handle.execute_update(Checkout.placed, view.request), order_id)
+        return told if _wants_customer(told) else None
 
     async def _routed(self, order: PlaceOrder) -> PlaceOrder:
         """Return a new order with its mode; once it is begun, its row has the last word."""
@@ -295,6 +311,7 @@ def _placement(view: OrderView) -> Placement:
         request_hash=view.request_hash,
         decision=view.decision,
         status=view.status,
+        waits_for=view.waits_for,
         reason=view.reason,
         result=view.result,
     )

@@ -43,6 +43,7 @@ from everycent.gateways.notification import NotificationSink
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.settings import SERVICES, NotifySettings, ServiceName, Settings
 from workers import fault_points, meters
+from workers.activations import Activations
 from workers.consumer import Consumer, Reaction
 from workers.heartbeats import Heartbeats
 from workers.loop import Loop
@@ -293,7 +294,7 @@ def workflow_worker(
         client,
         task_queue=queue,
         workflows=FLOWS,
-        workflow_runner=fault_points.hooked(runner or UnsandboxedWorkflowRunner()),
+        workflow_runner=Activations(runner or UnsandboxedWorkflowRunner(), fault_points.after_task),
         max_cached_workflows=500,
         max_concurrent_workflow_tasks=100,
         activities=activities,
@@ -313,7 +314,7 @@ def sweeper_worker(client: Client, *, runner: WorkflowRunner | None = None) -> W
         task_queue=SWEEPER,
         workflows=[SweepOrders],
         activities=activities_of(RunSweepActivities()),
-        workflow_runner=runner or UnsandboxedWorkflowRunner(),
+        workflow_runner=Activations(runner or UnsandboxedWorkflowRunner()),
         interceptors=[Heartbeats()],
         max_concurrent_activities=2,
         graceful_shutdown_timeout=GRACE,

@@ -5,22 +5,19 @@ Nothing of this is installed in a process that was not armed at its start.
 
 import asyncio
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from temporalio import activity
-from temporalio.bridge.proto.workflow_activation import WorkflowActivation
-from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import (
     ActivityInboundInterceptor,
     ExecuteActivityInput,
     Interceptor,
     Worker,
-    WorkflowInstance,
     WorkflowInstanceDetails,
-    WorkflowRunner,
 )
 
 from everycent import faults
@@ -50,9 +47,13 @@ def interceptors() -> Sequence[Interceptor]:
     return [] if faults.armed is None else [_Points()]
 
 
-def hooked(runner: WorkflowRunner) -> WorkflowRunner:
-    """Return the runner, in an armed worker with a point behind each workflow task."""
-    return runner if faults.armed is None else _HookedRunner(runner)
+def after_task(det: WorkflowInstanceDetails) -> Callable[[], None] | None:
+    """Return the point behind each task of a run, which the server does not have yet; or none."""
+    armed = faults.armed
+    if armed is None:
+        return None
+    visit = Visit(order_of_workflow(det.info.workflow_id), det.info.workflow_type)
+    return partial(armed.reach_blocking, "workflow_task.after", visit)
 
 
 def patient(worker: Worker) -> Worker:
@@ -177,41 +178,3 @@ class _WatchedProvider:
             return answer
 
         return call
-
-
-class _HookedRunner(WorkflowRunner):
-    """Passes a point when a workflow task is computed and the server does not have it yet."""
-
-    def __init__(self, runner: WorkflowRunner) -> None:
-        self._runner = runner
-
-    def prepare_workflow(self, defn: Any) -> None:
-        """Let the runner prepare."""
-        self._runner.prepare_workflow(defn)
-
-    def set_worker_level_failure_exception_types(self, types: Any) -> None:
-        """Tell the runner."""
-        self._runner.set_worker_level_failure_exception_types(types)
-
-    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        """Wrap the instance's activation."""
-        instance = self._runner.create_instance(det)
-        activate = instance.activate
-        visit = Visit(order_of_workflow(det.info.workflow_id), det.info.workflow_type)
-
-        def hooked_activate(act: WorkflowActivation) -> WorkflowActivationCompletion:
-            completion = activate(act)
-            if faults.armed is not None and _moves_on(act):
-                faults.armed.reach_blocking("workflow_task.after", visit)
-            return completion
-
-        instance.activate = hooked_activate  # type: ignore[method-assign]
-        return instance
-
-
-def _moves_on(act: WorkflowActivation) -> bool:
-    """Tell a task that goes on from a replay, a question and an eviction."""
-    if act.is_replaying:
-        return False
-    kinds = {job.WhichOneof("variant") for job in act.jobs}
-    return bool(kinds - {"remove_from_cache", "query_workflow"})

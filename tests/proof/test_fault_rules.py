@@ -3,9 +3,10 @@
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from temporalio.worker import UnsandboxedWorkflowRunner
 from typer.testing import CliRunner
 
 from everycent import faults
@@ -98,15 +99,15 @@ async def test_who_works_for_no_order_passes_every_point(tmp_path: Path) -> None
 
 def test_a_worker_that_is_not_armed_has_no_points_installed(tmp_path: Path) -> None:
     """Red when: the points are put around activities, workflows and gateway in every worker."""
-    runner = UnsandboxedWorkflowRunner()
+    det = cast(Any, SimpleNamespace(info=SimpleNamespace(workflow_id="f/t/o", workflow_type="f")))
     fault_points.arm(Settings(data_dir=tmp_path))
     assert faults.armed is None
     assert fault_points.interceptors() == []
-    assert fault_points.hooked(runner) is runner
+    assert fault_points.after_task(det) is None
     fault_points.arm(Settings(data_dir=tmp_path, faults="[]"))
     try:
         assert len(fault_points.interceptors()) == 1
-        assert fault_points.hooked(runner) is not runner
+        assert fault_points.after_task(det) is not None
     finally:
         faults.disarm()
 

@@ -35,8 +35,8 @@ class Fault:
     """One kind of fault: the rule's action at a boundary, and what is done while a run halts there.
 
     In a wave many runs halt, each at its own boundary, and one deed strikes all of them. After a
-    fault `for_good` the order may also end as one whose step has failed. Where the fault can leave
-    a run that cannot go on, an operator ends it and has its order taken up.
+    fault `for_good` the order may also end as one whose step has failed. Where a fault
+    `needs_operator`, it can leave a run that cannot go on: that is looked for from the beginning.
     """
 
     name: str

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,10 +19,12 @@ T = TypeVar("T")
 RUN_SECONDS = 600.0  # A run that others keep killing gets there; one that is stuck never does.
 UNDER_WAY = 6  # So many times those on their way live at a time: the others wait for time-outs.
 AGAIN_SECONDS = 0.5
-SAY_AGAIN_SECONDS, SAY_SELDOM_SECONDS = 5.0, 40.0
+SAY_AGAIN_SECONDS, SAY_SELDOM_SECONDS = 15.0, 60.0
 LEARN_SECONDS = 120.0
 LOOK_LIMIT_SECONDS = 10.0  # A server that is being killed may never answer.
 HELP_LIMIT_SECONDS = 20.0
+# When one looks whether a run can go on, and how often: to look costs the server as much as a step.
+STUCK_SECONDS, STUCK_AGAIN_SECONDS = 60.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,19 @@ class Run:
     struck: bool = False
     trouble: str = ""
     helping: "asyncio.Task[None] | None" = None
+    look_after_it: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if not self.cell.fault.needs_operator:
+            self.look_after_it += STUCK_SECONDS
+
+    def is_to_be_looked_after(self) -> bool:
+        """Tell, from time to time, to look whether the run can go on."""
+        now = time.monotonic()
+        if self.is_over or now < self.look_after_it:
+            return False
+        self.look_after_it = now + STUCK_AGAIN_SECONDS
+        return True
 
     @property
     def is_over(self) -> bool:
@@ -153,17 +169,17 @@ class Director:
         return runs
 
     async def _twice_at_most(self, cell: Cell) -> list[Run]:
-        """Run a cell; one whose run has not come to its boundary gets a second run.
+        """Run a cell; one whose run has not come to its boundary gets a second, with more time.
 
-        On a busy machine an attempt may run out of time before the fault, and a poll may find at
-        once what took two.
+        On a busy machine an attempt, or the order's own time, may run out before the fault, and a
+        poll may find at once what took two.
         """
         runs = [await self._run(cell)]
         if not runs[0].struck:
-            runs.append(await self._run(cell))
+            runs.append(await self._run(cell, again=True))
         return runs
 
-    def _run_of(self, cell: Cell) -> Run:
+    def _run_of(self, cell: Cell, *, again: bool) -> Run:
         tenant = f"{self._name}{next(self._numbers)}"
         place = cell.boundary
         rule = Rule(
@@ -175,12 +191,13 @@ class Director:
             name=tenant,
         )
         scenario = next(s for s in self._flow.scenarios if s.name == cell.outcome)
-        return Run(cell, scenario, tenant, rule)
+        return Run(cell, scenario.patient() if again else scenario, tenant, rule)
 
-    async def _run(self, cell: Cell) -> Run:
+    async def _run(self, cell: Cell, *, again: bool = False) -> Run:
         """Bring an order to its boundary, let the fault happen there, and wait for the end."""
-        run = self._run_of(cell)
+        run = self._run_of(cell, again=again)
         rule = run.rule
+        self._deeds.announce(run.tenant)
         await self._again(run, lambda: run.scenario.prepare(self._stage.shop, run.tenant))
         await self._deeds.admit(run.tenant)
         self._stage.add(rule)
@@ -283,12 +300,12 @@ class Director:
 
     async def _help(self, run: Run) -> None:
         """Do what an operator does: for a parked step, and for a run that cannot go on."""
-        shop, fault = self._stage.shop, run.cell.fault
+        shop = self._stage.shop
         with contextlib.suppress(*DYING):
             async with asyncio.timeout(HELP_LIMIT_SECONDS):
                 if run.state.parked:
                     await self._flow.repair(shop, run.tenant)
-                if fault.needs_operator and not run.is_over:  # A wave strikes all in flight.
+                if run.is_to_be_looked_after():  # A wave strikes all in flight.
                     await self._flow.take_up(shop, run.tenant)
 
     async def _judge(self, cells: Sequence[Sequence[Run]]) -> list[CellResult]:

@@ -16,8 +16,8 @@ happens, and when nothing moves any more the order's end and every rule of the a
 "ok" counts the runs that stood at their boundary when the fault came; what did not reach it proves
 nothing and is told as "not reached".
 
-An operator's part is played too: a parked step is tried again when the fault is over, and a run
-that cannot go on is ended and its order taken up. After Temporal was put back the sweeper makes a
+An operator's part is played too: a parked step is tried again when the fault is over, and for a run
+that cannot go on the sweeper makes a pass at once. After Temporal was put back the sweeper makes a
 pass, as [operations](operations.md) wants it: a run has forgotten what it did in the lost second.
 """
 

@@ -69,6 +69,10 @@ class Scenario(Protocol):
         """The further ends that are right when Temporal has forgotten the last second."""
         ...
 
+    def patient(self) -> "Scenario":
+        """Return the same outcome with more time, for a run that did not get to its boundary."""
+        ...
+
     async def prepare(self, shop: Shop, tenant: str) -> None:
         """Fill the tenant's shelves and accounts."""
         ...
@@ -108,7 +112,7 @@ class SweptFlow(Protocol):
         ...
 
     async def take_up(self, shop: Shop, tenant: str) -> None:
-        """Do what an operator does with a run that cannot go on: end it, and start another."""
+        """See to a run that cannot go on, by a pass of the sweeper; leave any other alone."""
         ...
 
     async def after_restore(self, shop: Shop) -> None:

@@ -40,15 +40,21 @@ class Deeds:
         self._flow = flow
         self._at_once = at_once
         self._say = say
+        self._soon: set[str] = set()  # Those that prepare themselves, or wait for room.
         self._coming: set[str] = set()
         self._late: set[str] = set()
         self._standing: list[_Standing] = []
         self._room = asyncio.Condition()
 
+    def announce(self, tenant: str) -> None:
+        """Say that a run is about to set out: while there is room for it, a wave waits for it."""
+        self._soon.add(tenant)
+
     async def admit(self, tenant: str) -> None:
         """Let a run set out for its boundary when there is room; so many make a wave at most."""
         async with self._room:
             await self._room.wait_for(lambda: len(self._coming) < self._at_once)
+            self._soon.discard(tenant)
             self._coming.add(tenant)
 
     async def leave(self, tenant: str) -> None:
@@ -81,7 +87,8 @@ class Deeds:
             now = time.monotonic()
             standing = {one.tenant for one in self._standing}
             missing = self._coming - standing
-            all_here = not missing and not self._late - standing
+            more = bool(self._soon) and len(self._coming) < self._at_once
+            all_here = not missing and not self._late - standing and not more
             if all_here or any(one.until < now for one in self._standing):
                 wave, self._standing = self._standing, []
                 self._say(f"{wave[0].fault.name}: {len(wave)} stand, {len(missing)} are late")
