@@ -1,10 +1,20 @@
 """The order service's activities; what they guarantee is said in `everycent.database.order`."""
 
+from collections.abc import Sequence
+from functools import partial
+
 from temporalio import activity
 
 from activities.boundary import errors_for_temporal
 from activities.coalescer import Coalescer
-from everycent.database import decision, order, repair_case, routing, withdrawal
+from everycent.database import (
+    decision,
+    order,
+    reconciliation,
+    repair_case,
+    routing,
+    withdrawal,
+)
 from everycent.database.engine import Database
 from everycent.domain.decision import (
     BeginDecision,
@@ -29,14 +39,18 @@ from everycent.domain.order import (
     SettleCase,
     Verdict,
 )
+from everycent.domain.reconciliation import NoteBreaks, Noted
 from everycent.domain.routing import RollBackRoute, RouteAnswer, SetRoute
 from everycent.domain.withdrawal import WithdrawAnswer, WithdrawOrder
 
 
 class OrderActivities:
-    """The order's row: opened, decided, closed; its payment attempts and repair cases."""
+    """The order's row: opened, decided, closed; its payment attempts and repair cases.
 
-    def __init__(self, database: Database) -> None:
+    `tell` are the other systems that hear of a case that opens.
+    """
+
+    def __init__(self, database: Database, *, tell: Sequence[str] = ()) -> None:
         self._open: Coalescer[OpenOrder, OpenAnswer] = Coalescer(database, order.open_order)
         self._decide = Coalescer(database, order.decide)
         self._close = Coalescer(database, order.close_order)
@@ -44,13 +58,16 @@ class OrderActivities:
         self._add_attempt: Coalescer[AddAttempt, AttemptAnswer] = Coalescer(
             database, order.add_attempt
         )
-        self._park = Coalescer(database, repair_case.park_step)
+        self._park = Coalescer(database, partial(repair_case.park_step, tell=tell))
         self._settle = Coalescer(database, repair_case.settle_case)
         self._withdraw: Coalescer[WithdrawOrder, WithdrawAnswer] = Coalescer(
             database, withdrawal.withdraw_order
         )
         self._route: Coalescer[SetRoute | RollBackRoute, RouteAnswer] = Coalescer(
             database, routing.change_routes
+        )
+        self._note_breaks: Coalescer[NoteBreaks, Noted] = Coalescer(
+            database, partial(reconciliation.note_breaks, tell=tell)
         )
         self._decision: Coalescer[DecisionRequest, DecisionStands] = Coalescer(
             database, decision.settle_decisions
@@ -97,6 +114,12 @@ class OrderActivities:
         """Close a repair case with who and why."""
         with errors_for_temporal():
             return await self._settle.join(request)
+
+    @activity.defn(name="order.note_breaks")
+    async def note_breaks(self, request: NoteBreaks) -> Noted:
+        """Write down where a statement and our books part; what is due becomes a case."""
+        with errors_for_temporal():
+            return await self._note_breaks.join(request)
 
     @activity.defn(name="order.withdraw_order")
     async def withdraw_order(self, request: WithdrawOrder) -> WithdrawAnswer:

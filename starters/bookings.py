@@ -21,6 +21,7 @@ from everycent.domain.inventory import ReceiveStock, SetStock, StockBooked
 from everycent.domain.message import step_key
 from everycent.domain.order import CaseSettled, SettleCase
 from everycent.domain.points import GrantPoints, PointsGranted
+from everycent.domain.reconciliation import NoteBreaks, Noted
 from everycent.errors import InvalidRequest, KeyReused, Unknown, by_name
 from workers.queues import TOGETHER, finishes, tries
 from workflows.options import DATABASE_STEP
@@ -104,6 +105,10 @@ class Bookings:
             finishes("order"),
             activity_id=f"settle/{case_key}",
         )
+
+    async def note_breaks(self, request: NoteBreaks) -> Noted:
+        """Write one part of what a reconciliation found down."""
+        return await self._run(OrderActivities.note_breaks, request, finishes("order"))
 
     def _step(self, tenant: str, thing: str, step: str, request: str) -> dict[str, Any]:
         now = clock.now()

@@ -8,15 +8,21 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database.engine import sql
+from everycent.database.outbox import publish
+from everycent.domain.events import CASE_PARKED, CaseParked, event_of
+from everycent.domain.messaging import NOTIFY, Event
 from everycent.domain.order import CaseSettled, Parked, ParkStep, SettleCase
 from everycent.errors import Bug, EverycentError
 
 
 async def park_step(
-    tx: AsyncConnection, requests: Sequence[ParkStep]
+    tx: AsyncConnection, requests: Sequence[ParkStep], *, tell: Sequence[str] = ()
 ) -> list[Parked | EverycentError]:
-    """Open a repair case per step, or count one more failure; one settled by hand stays settled."""
-    await tx.execute(
+    """Open a repair case per step, or count one more failure; one settled by hand stays settled.
+
+    `tell` are the other systems that hear of a case that opens, once each time it does.
+    """
+    opened = await tx.execute(
         sql(
             "INSERT INTO repair_case AS c (case_key, tenant, order_id, step, error_class, error,"
             " proposals, owner, opened_at, failed_at)"
@@ -28,9 +34,12 @@ async def park_step(
             " AS new (key, tenant, order_id, step, error_class, error, proposals, owner, at)"
             ' ORDER BY key COLLATE "C"'
             " ON CONFLICT (case_key) DO UPDATE SET attempts = c.attempts + 1, state = 'OPEN',"
+            " opened_attempt = CASE WHEN c.state = 'OPEN' THEN c.opened_attempt"
+            " ELSE c.attempts + 1 END,"
             " error_class = excluded.error_class, error = excluded.error,"
             " failed_at = excluded.failed_at"
             " WHERE NOT c.by_hand AND excluded.failed_at > c.failed_at"
+            " RETURNING case_key, attempts, attempts = opened_attempt AS opens"
         ),
         {
             "tenants": [r.tenant for r in requests],
@@ -44,8 +53,24 @@ async def park_step(
             "ats": [r.at for r in requests],
         },
     )
+    opening = {row.case_key: row.attempts for row in opened if row.opens}
+    if tell:
+        said = [_parked(r, opening[r.case_key], tell) for r in requests if r.case_key in opening]
+        await publish(tx, said)
     cases = await _cases(tx, [r.case_key for r in requests])
     return [Parked(settled_by_hand=cases[r.case_key].by_hand) for r in requests]
+
+
+def _parked(request: ParkStep, attempt: int, tell: Sequence[str]) -> Event:
+    said = CaseParked.model_validate(request.model_dump())
+    return event_of(
+        CASE_PARKED,
+        said,
+        key=f"{request.case_key}/{CASE_PARKED.name}/{attempt}",
+        opened_on=request.at.date(),
+        at=request.at,
+        to=tuple(f"{NOTIFY}{name}" for name in tell),
+    )
 
 
 async def settle_case(

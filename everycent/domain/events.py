@@ -55,6 +55,18 @@ class StepReported(Message):
     refunded_minor: int = 0
 
 
+class CaseParked(Message):
+    """A step that did not succeed within its budget waits for a person, or for its next try."""
+
+    tenant: Id
+    order_id: Id
+    case_key: str
+    step: str
+    error_class: str
+    error: Told
+    proposals: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class EventType:
     """A type of event: its name, what it says, and the version that is written today."""
@@ -73,11 +85,12 @@ ORDER_PAID: Final = EventType("order.paid", OrderTold)
 ORDER_ABORTING: Final = EventType("order.aborting", OrderTold)
 ORDER_REFUNDING: Final = EventType("order.refunding", OrderTold)
 ORDER_CLOSED: Final = EventType("order.closed", OrderResult)
+CASE_PARKED: Final = EventType("case.parked", CaseParked)
 STEP_REPORTED: Final = EventType("step.reported", StepReported, version=2)
 
 EVENT_TYPES: Final[tuple[EventType, ...]] = (
     ORDER_OPENED, PAYMENT_NAMED, STOCK_HELD, POINTS_HELD, ORDER_COMMITTING, ORDER_PAID,
-    ORDER_ABORTING, ORDER_REFUNDING, ORDER_CLOSED, STEP_REPORTED,
+    ORDER_ABORTING, ORDER_REFUNDING, ORDER_CLOSED, STEP_REPORTED, CASE_PARKED,
 )  # fmt: skip
 BY_NAME: Final[Mapping[str, EventType]] = {kind.name: kind for kind in EVENT_TYPES}
 

@@ -12,9 +12,14 @@ _DIGITS = {
 }  # fmt: skip
 
 
+def digits_of(currency: str) -> int:
+    """Return how many decimal places the currency's main unit has."""
+    return _DIGITS.get(currency, 2)
+
+
 def readable(amount_minor: int, currency: str) -> str:
     """Say an amount in the currency's main unit, to its last digit."""
-    digits = _DIGITS.get(currency, 2)
+    digits = digits_of(currency)
     sign, text = ("-" if amount_minor < 0 else ""), str(abs(amount_minor)).zfill(digits + 1)
     whole, part = (text[:-digits], f".{text[-digits:]}") if digits else (text, "")
     return f"{sign}{int(whole):,}{part} {currency}"

@@ -67,14 +67,49 @@ def show(key: Key, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR
 
 
 def retry(
-    key: Key,
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="The case's key, as `case list` shows it.")
+    ] = None,
+    step: Annotated[str | None, typer.Option(help="Every open case of this step.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Every open case of this shop.")] = None,
+    error: Annotated[str | None, typer.Option(help="Every one whose error says this.")] = None,
     by: By = None,
     reason: Annotated[str, typer.Option(help="Why now.")] = "",
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Run the step again now; exit code 4 when it fails again."""
-    _instruct(key, "retry", by, reason, as_json=as_json, data_dir=data_dir)
+    """Run the step again now, of one case or of all that the options name.
+
+    Exit code 4 when one fails again.
+    """
+    if key is not None:
+        _instruct(key, "retry", by, reason, as_json=as_json, data_dir=data_dir)
+        return
+    if step is None and tenant is None and error is None:
+        raise typer.BadParameter("name a case, or --step, --tenant or --error")
+    chosen = run(_chosen(step, tenant, error, data_dir))
+    again = [run(_repair(each, "retry", by or operator(), reason, data_dir)) for each in chosen]
+    if as_json:
+        print_json([view for view, _ in again])
+    else:
+        for view, answer in again:
+            typer.echo(f"{view.case_key}  {view.state if answer.done else answer.error}")
+    say(f"{sum(answer.done for _, answer in again)} of {len(again)} are done")
+    if not all(answer.done for _, answer in again):
+        raise typer.Exit(ExitCode.UNREACHABLE)
+
+
+async def _chosen(
+    step: str | None, tenant: str | None, error: str | None, data_dir: Path
+) -> list[str]:
+    async with books(data_dir) as reader:
+        return [
+            case.case_key
+            for case in await reader.cases(tenant)
+            if "retry" in case.proposals
+            and step in (None, case.step)
+            and (error is None or error in f"{case.error_class}: {case.error}")
+        ]
 
 
 def resolve(
@@ -108,12 +143,15 @@ async def _repair(
     key: str, action: Literal["retry", "resolve"], by: str, reason: str, data_dir: Path
 ) -> "tuple[CaseView, RepairAnswer]":
     from everycent.domain.order import RepairAnswer, RepairOrder
+    from everycent.domain.reconciliation import OWNER as RECONCILIATION
     from starters.refusals import NotRunningError, TooLateError
 
     async with shop(data_dir) as at:
         case = await _known(at.reader, key)
         if case.state == "RESOLVED":
             raise TooLateError(f"{key} was resolved by {case.resolved_by}: {case.resolution}")
+        if case.owner == RECONCILIATION:
+            return await _repair_break(at, case, action, by, reason)
         if case.owner.startswith("sweeper/"):
             return await _repair_orphan(at, case, action, by, reason), RepairAnswer(done=True)
         request = RepairOrder(case_key=key, action=action, by=by, reason=reason)
@@ -126,6 +164,25 @@ async def _repair(
             await at.checkouts.take_up(case.tenant, case.order_id)
             answer = RepairAnswer(done=True)
         return await _known(at.reader, key), answer
+
+
+async def _repair_break(
+    at: "Shop", case: "CaseView", action: Literal["retry", "resolve"], by: str, reason: str
+) -> "tuple[CaseView, RepairAnswer]":
+    """Look at a break again, or take a person's word that it is settled."""
+    from everycent.domain.order import RepairAnswer
+    from starters.reconciling import Reconciliation, terms_of_now
+
+    if action == "retry":
+        work = Reconciliation(at.reader, at.bookings, terms_of_now(case.tenant, by))
+        await work.look_again([case.case_key])
+    else:
+        await at.bookings.settle_case(
+            case.tenant, case.order_id, case.case_key, by=by, reason=reason
+        )
+    view = await _known(at.reader, case.case_key)
+    done = view.state == "RESOLVED"
+    return view, RepairAnswer(done=done, error="" if done else f"still so: {view.error}")
 
 
 async def _repair_orphan(

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from everycent.domain.events import EVENT_TYPES, EventType, OrderTold, StepReported
+from everycent.domain.events import EVENT_TYPES, CaseParked, EventType, OrderTold, StepReported
 from everycent.domain.message import Message
 from everycent.domain.order import (
     BalancePayment,
@@ -45,8 +45,13 @@ CLOSED = OrderResult(
     tenant="shop", order_id="o-1", status=OrderStatus.CONFIRMED, decision=Decision.COMMITTED,
     total_minor=5998, captured_minor=5898, points_used=100, points_earned=58,
 )  # fmt: skip
+PARKED = CaseParked(
+    tenant="shop", order_id="o-1", case_key="shop/o-1/refund", step="refund payment",
+    error_class="Transient", error="the provider is down", proposals=("retry", "resolve"),
+)  # fmt: skip
 SAMPLES: dict[type[Message], Message] = {
     OrderTold: TOLD, StepReported: REPORTED, OrderResult: CLOSED,
+    CaseParked: PARKED,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from everycent.database.engine import Database
 from everycent.settings import ServiceName
+from tests.database import break_rows
 from tests.database.mode_rows import BROKEN
 
 
@@ -279,6 +280,7 @@ ORDER = rules(
     ("payment_attempt_one_per_number", (attempt("a", 1), attempt("b", 1))),
     ("payment_attempt_at_most_three", attempt("a", 4)),
     *BROKEN,
+    *break_rows.BROKEN,
     ("repair_case_pkey", (case(), case())),
     ("repair_case_state_is_known", case(state="'LOST'", **WHO)),
     ("repair_case_resolved_says_who_and_why", case(state="'RESOLVED'")),

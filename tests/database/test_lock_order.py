@@ -51,6 +51,7 @@ from everycent.domain.withdrawal import WithdrawOrder
 from everycent.settings import PoolSettings, ServiceName, Settings
 from tests.conftest import NOON, TODAY
 from tests.database import test_constraints as rows
+from tests.database.break_rows import a_break, close_breaks, write_breaks
 from tests.database.mode_rows import a_decision, deciding
 
 LOW, HIGH = "a", "b"
@@ -198,6 +199,7 @@ LOCKS = {
         f"repair_case WHERE case_{KEYS}", lambda tx, t, n: repair_case.park_step(tx, park(t, n)),
     ),
     "decisions": Case("order", a_decision, f"decision WHERE {KEYS}", deciding),
+    "breaks to close": Case("order", a_break, f"statement_break WHERE {KEYS}", close_breaks),
     "calls to send": Case(
         "payment",
         lambda name: rows.call(key=f":t || '/{name}/step'", provider_key=f":t || '{name}'"),
@@ -228,6 +230,7 @@ INSERTS = {
         "order", an_order(), "", lambda tx, t, n: order.open_order(tx, opening(t, n))
     ),
     "decisions": Case("order", a_decision, "", deciding),
+    "breaks": Case("order", a_break, "", write_breaks),
     "withdrawn ids": Case(
         "order", an_order(), "",
         of_orders(withdrawal.withdraw_order, WithdrawOrder, by="sweeper/x"),
