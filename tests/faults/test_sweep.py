@@ -62,7 +62,7 @@ MESSAGES = ("message.before", "message.after", "commit.before", "commit.after")
 
 @pytest.mark.requirement("AC3.2", "AC6.6", "AC11.1", "T12", "I4")
 async def test_faults_of_messages_leave_every_invariant_whole() -> None:
-    """Relays and consumers of choreographed orders; the slow faults are in `docs/`.
+    """Relays and consumers of choreographed orders; the slow faults are in the whole sweep.
 
     Red when: a message is noted as consumed in another transaction than its effect.
     """
