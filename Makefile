@@ -6,7 +6,7 @@ OURS := everycent workflows activities workers starters
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
-.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards mutants model sweep
+.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards mutants model sweep sweep-tcc sweep-choreographed
 
 install: $(VENV)/.installed
 
@@ -53,6 +53,9 @@ model: install
 
 sweep: install
 	$(BIN)/everycent sweep checkout --document docs/sweep.md $(if $(SAMPLE),--sample $(SAMPLE))
+
+sweep-tcc sweep-choreographed: sweep-%: install
+	$(BIN)/everycent sweep checkout-$* --document docs/sweep-$*.md $(if $(SAMPLE),--sample $(SAMPLE))
 
 bench: install
 	$(BIN)/python -m benchmarks

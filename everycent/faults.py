@@ -28,6 +28,8 @@ POINTS = {
     "activity.after": "it has its answer, and Temporal has not",
     "commit.before": "a transaction is about to send its COMMIT",
     "commit.after": "the COMMIT was answered",
+    "message.before": "a relay is about to deliver a message, or a consumer to apply it",
+    "message.after": "it is delivered and not marked, or it is applied",
     "provider.before": "a call to the payment provider is about to be sent",
     "provider.after": "the provider has answered it",
     "webhook.before": "the provider is about to send a webhook (nobody listens to them yet)",
@@ -43,15 +45,18 @@ ACTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sleep": ("wait for `seconds`, then go on", tuple(POINTS)),
     "zombie": (
         "sleep until the attempt's time is over, `seconds` more, then go on",
-        ("activity.before", "activity.after", "commit.before"),
+        ("activity.before", "activity.after", "message.before", "commit.before"),
     ),
     "kill": ("kill -9 this process", tuple(POINTS)),
     "halt": ("stand there until the rule is gone", tuple(POINTS)),
-    "twice": ("deliver the attempt twice at once", ("activity.before",)),
-    "late": ("deliver it once more when the rule is gone", ("activity.after",)),
+    "twice": ("deliver the attempt twice at once", ("activity.before", "message.before")),
+    "late": (
+        "deliver it once more when the rule is gone",
+        ("activity.after", "message.after"),
+    ),
     "overtaken": (
         "fail this attempt for good with Bug, and deliver it when the rule is gone",
-        ("activity.before",),
+        ("activity.before", "message.before"),
     ),
 }
 LOOK_SECONDS = 0.05

@@ -42,14 +42,14 @@ from everycent.errors import InvalidRequest
 from everycent.gateways.notification import NotificationSink
 from everycent.gateways.payment_provider import HttpPaymentProvider
 from everycent.settings import SERVICES, NotifySettings, ServiceName, Settings
-from workers import fault_points, meters
+from workers import fault_points, message_points, meters
 from workers.activations import Activations
 from workers.consumer import Consumer, Reaction
 from workers.heartbeats import Heartbeats
 from workers.loop import Loop
 from workers.queues import SWEEPER, TOGETHER, WORKFLOWS, finishes, sweeps, tries
 from workers.registration import check_registration
-from workers.relay import InboxSink, Relay
+from workers.relay import InboxSink
 from workflows.catalog import FLOWS
 from workflows.sweep_orders import SweepOrders
 
@@ -115,17 +115,15 @@ async def consumers_of(
     """Build what applies the inboxes of a worker's services; each has a small pool of its own."""
     services: Sequence[ServiceName] = () if name == "workflows" else SERVICES
     services = [each for each in services if name in (each, "together")]
-    few = settings.model_copy(
-        update={"pool": settings.pool.model_copy(update={"size": min(settings.pool.size, 3)})}
-    )
+    size = message_points.connections(settings.pool.size)
+    few = settings.model_copy(update={"pool": settings.pool.model_copy(update={"size": size})})
     async with contextlib.AsyncExitStack() as stack:
         loops = []
         for service in services:
             database = await stack.enter_async_context(_database(service, few, f"{service} inbox"))
             noun = await stack.enter_async_context(_noun(service, database, settings, now))
-            consumer = Consumer(
-                database, reactions_of(service, database, noun, settings, now), now=now
-            )
+            reactions = reactions_of(service, database, noun, settings, now)
+            consumer = message_points.consumer(service, database, reactions, now=now)
             run_pass = _with_expiry(consumer, database, now) if service == "order" else None
             wake = Wake(settings.database[service], inbox.WAKE)
             loops.append(Loop(f"inbox of {service}", run_pass or consumer.run_pass, wake))
@@ -189,7 +187,9 @@ async def relays(
         yield [
             Loop(
                 f"outbox of {service}",
-                Relay(service, pools[service], sinks, holder=holder, now=now, only=only).run_pass,
+                message_points.relay(
+                    service, pools[service], sinks, holder=holder, now=now, only=only
+                ).run_pass,
                 Wake(settings.relay[service], outbox.WAKE),
             )
             for service in SERVICES

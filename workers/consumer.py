@@ -71,14 +71,15 @@ class Consumer:
 
     async def run_pass(self) -> int:
         """Take what is due and apply it; return how many messages were taken."""
-        async with self._database.transaction() as tx:
-            taken = await inbox.take(
-                tx, at=self._now(), limit=self._batch, patience=self._times.patience
-            )
+        taken = await self._take(self._batch)
         by_type = sorted(taken, key=lambda message: message.type)
         for kind, group in groupby(by_type, lambda message: message.type):
             await self._apply_all(kind, list(group))
         return len(taken)
+
+    async def _take(self, limit: int) -> list[Envelope]:
+        async with self._database.transaction() as tx:
+            return await inbox.take(tx, at=self._now(), limit=limit, patience=self._times.patience)
 
     async def _apply_all(self, kind: str, messages: Sequence[Envelope]) -> None:
         """Apply a batch; where that fails one by one, so that a bad message spoils no other."""

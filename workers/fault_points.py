@@ -5,10 +5,10 @@ Nothing of this is installed in a process that was not armed at its start.
 
 import asyncio
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
@@ -21,11 +21,13 @@ from temporalio.worker import (
 )
 
 from everycent import faults
+from everycent.domain.message import OrderRequest
 from everycent.errors import Bug, EverycentError, Transient, Unknown
 from everycent.faults import Rule, Visit
 from everycent.gateways.payment_provider import PaymentProvider
 from everycent.settings import Settings
 
+T = TypeVar("T")
 ERRORS: dict[str, type[EverycentError]] = {"transient": Transient, "unknown": Unknown, "bug": Bug}
 RULES_FILE = "faults.json"
 
@@ -86,75 +88,100 @@ class _Attempt(ActivityInboundInterceptor):
     """One attempt of an activity: the points before and after it, and what is done to the whole."""
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
-        """Run the attempt; what a step of no workflow does passes no points."""
+        """Run the attempt; what a step of no order does passes no points."""
         info, armed = activity.info(), faults.armed
-        if armed is None or info.workflow_id is None:
+        order = _order_of(info, input.args)
+        if armed is None or order is None:
             return await self.next.execute_activity(input)
         patience = info.start_to_close_timeout.total_seconds() if info.start_to_close_timeout else 0
-        visit = Visit(order_of_workflow(info.workflow_id), info.activity_type, patience)
-        with faults.visiting(visit):
+        with faults.visiting(Visit(order, info.activity_type, patience)):
             try:
-                return await self._between(armed, input)
+                return await between(armed, "activity", lambda: self.next.execute_activity(input))
             except EverycentError as error:
                 failed_for_good = isinstance(error, Bug)
                 raise ApplicationError(
                     str(error), type=type(error).__name__, non_retryable=failed_for_good
                 ) from error
 
-    async def _between(self, armed: faults.Faults, input: ExecuteActivityInput) -> Any:  # noqa: A002
-        run = self.next.execute_activity
-        before = armed.strike("activity.before")
-        for rule in before:
-            if rule.action == "zombie":
-                return await asyncio.shield(armed.detach(self._rise(armed, rule, input)))
-            if rule.action == "overtaken":
-                armed.detach(self._deliver(armed, rule, input))
-                raise armed.error("bug", f"fault {rule.name}: the attempt was lost on its way")
-            if rule.action == "twice":
-                return await self._twice(armed, rule, input)
-            await armed.act(rule)
-        answer = await run(input)
-        for rule in armed.strike("activity.after"):
-            if rule.action == "late":
-                armed.detach(self._deliver(armed, rule, input))
-            else:
-                await armed.act(rule)
-        return answer
 
-    async def _rise(self, armed: faults.Faults, rule: Rule, input: ExecuteActivityInput) -> Any:  # noqa: A002
-        """Go on when the attempt's time is over and another may long have answered."""
+def _order_of(info: activity.Info, given: Sequence[Any]) -> str | None:
+    """Return whose step it is; a step of no workflow is an order's if it is asked for in its name.
+
+    Such are the ways into an order that messages drive.
+    """
+    if info.workflow_id is not None:
+        return order_of_workflow(info.workflow_id)
+    asked = given[0] if given else None
+    return f"{asked.tenant}/{asked.order_id}" if isinstance(asked, OrderRequest) else None
+
+
+async def between(
+    armed: faults.Faults, what: str, run: Callable[[], Awaitable[T]], *, alike: bool = True
+) -> T:
+    """Run a whole (an attempt, the delivery of a message) between its two points.
+
+    `alike`: whether it answers the same when it is run twice at once.
+    """
+    for rule in armed.strike(f"{what}.before"):
+        if rule.action == "zombie":
+            return await asyncio.shield(armed.detach(_rise(armed, rule, run)))
+        if rule.action == "overtaken":
+            armed.detach(_deliver(armed, rule, run))
+            raise armed.error("bug", f"fault {rule.name}: the attempt was lost on its way")
+        if rule.action == "twice":
+            return await _twice(armed, rule, run, alike=alike)
         await armed.act(rule)
-        return await self._told(armed, rule, input)
+    answer = await run()
+    for rule in armed.strike(f"{what}.after"):
+        if rule.action == "late":
+            armed.detach(_deliver(armed, rule, run))
+        else:
+            await armed.act(rule)
+    return answer
 
-    async def _deliver(self, armed: faults.Faults, rule: Rule, input: ExecuteActivityInput) -> None:  # noqa: A002
-        """Run the attempt when the rule is gone: after all that came meanwhile."""
-        await armed.gone(rule)
-        await asyncio.gather(self._told(armed, rule, input), return_exceptions=True)
 
-    async def _twice(self, armed: faults.Faults, rule: Rule, input: ExecuteActivityInput) -> Any:  # noqa: A002
-        """Run the attempt twice at once; both must say the same, unless one is to try again."""
-        said = await asyncio.gather(
-            *(self._told(armed, rule, input) for _ in range(2)), return_exceptions=True
-        )
-        answers = [each for each in said if not isinstance(each, BaseException)]
-        if not answers and isinstance(said[0], BaseException):
-            raise said[0]
-        if any(answer != answers[0] for answer in answers):
-            raise armed.error("bug", f"delivered twice, answered {answers[0]} and {answers[1]}")
-        return answers[0]
+async def _rise(armed: faults.Faults, rule: Rule, run: Callable[[], Awaitable[T]]) -> T:
+    """Go on when the attempt's time is over and another may long have answered."""
+    await armed.act(rule)
+    return await _told(armed, rule, run)
 
-    async def _told(self, armed: faults.Faults, rule: Rule, input: ExecuteActivityInput) -> Any:  # noqa: A002
-        """Run the attempt and write into the journal what came of it."""
-        said = "no answer"
-        try:
-            answer = await self.next.execute_activity(input)
-            said = repr(answer)
-        except ApplicationError as error:
-            said = f"{error.type}: {error.message}"
-            raise
-        finally:
-            armed.note(rule, delivered=said[:200])
-        return answer
+
+async def _deliver(armed: faults.Faults, rule: Rule, run: Callable[[], Awaitable[Any]]) -> None:
+    """Run the attempt when the rule is gone: after all that came meanwhile."""
+    await armed.gone(rule)
+    await asyncio.gather(_told(armed, rule, run), return_exceptions=True)
+
+
+async def _twice(
+    armed: faults.Faults, rule: Rule, run: Callable[[], Awaitable[T]], *, alike: bool
+) -> T:
+    """Run the attempt twice at once; both must say the same, unless one is to try again."""
+    said = await asyncio.gather(
+        *(_told(armed, rule, run) for _ in range(2)), return_exceptions=True
+    )
+    answers = [each for each in said if not isinstance(each, BaseException)]
+    if not answers and isinstance(said[0], BaseException):
+        raise said[0]
+    if alike and any(answer != answers[0] for answer in answers):
+        raise armed.error("bug", f"delivered twice, answered {answers[0]} and {answers[1]}")
+    return answers[0]
+
+
+async def _told(armed: faults.Faults, rule: Rule, run: Callable[[], Awaitable[T]]) -> T:
+    """Run the attempt and write into the journal what came of it."""
+    said = "no answer"
+    try:
+        answer = await run()
+        said = repr(answer)
+    except ApplicationError as error:
+        said = f"{error.type}: {error.message}"
+        raise
+    except EverycentError as error:
+        said = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        armed.note(rule, delivered=said[:200])
+    return answer
 
 
 class _WatchedProvider:

@@ -64,8 +64,12 @@ class Relay:
 
     async def run_pass(self) -> int:
         """Carry one lane until nothing is due in it; return how many messages were marked."""
+        lane = await self._claim()
+        return 0 if lane is None else await self._carry(lane)
+
+    async def _claim(self) -> Lane | None:
         async with self._database.transaction() as tx:
-            lane = await lanes.claim_lane(
+            return await lanes.claim_lane(
                 tx,
                 holder=self._holder,
                 at=self._now(),
@@ -73,8 +77,8 @@ class Relay:
                 lanes=self._only,
                 unordered=self._unordered,
             )
-        if lane is None:
-            return 0
+
+    async def _carry(self, lane: Lane) -> int:
         marked = 0
         try:
             while messages := await self._read(lane):

@@ -31,12 +31,15 @@ async def read_story_rows(
     reader: Reader, service: ServiceName, tenant: str, order_id: str
 ) -> list[StoryRow]:
     """Return the order's rows in a service, read at one instant."""
+    span = Span.of(f"{tenant}/{order_id}/")
+    given = {"low": span.low, "high": span.high}
     if service == "order":
-        given = {"tenant": tenant, "order_id": order_id}
-    else:
-        span = Span.of(f"{tenant}/{order_id}/")
-        given = {"low": span.low, "high": span.high}
-    statement = " UNION ALL ".join(_select(service, table) for table in _TABLES[service])
+        given |= {"tenant": tenant, "order_id": order_id}
+    selects = [
+        *(_select(service, table) for table in _TABLES[service]),
+        *(_select_messages(box, party) for box, party in _BOXES.items()),
+    ]
+    statement = " UNION ALL ".join(selects)
     rows = await reader.rows(service, statement, **given)
     return [StoryRow(service=service, table=row["name"], facts=row["facts"]) for row in rows]
 
@@ -75,6 +78,8 @@ _TABLES: dict[ServiceName, tuple[str, ...]] = {
     "points": ("points_hold", "points_booking"),
     "ledger": ("transfer",),
 }
+# What other services were told, and by which service, about an order that messages drive.
+_BOXES = {"outbox": "split_part(t.sink, ':', 2)", "inbox": "t.source"}
 # What hangs on a row in a table of its own.
 _PARTS = {"reservation": ("reservation_line", "line"), "transfer": ("transfer_leg", "leg")}
 # A card's token is nobody's business, and what was asked for is told by the columns beside it.
@@ -97,3 +102,16 @@ def _select(service: ServiceName, table: str) -> str:
     if table == "payment_attempt":
         facts += " || jsonb_build_object('payment', t.payment - 'card_token')"
     return f"SELECT '{table}' AS name, {facts} AS facts FROM {table} AS t WHERE {where}"
+
+
+def _select_messages(box: str, party: str) -> str:
+    """Select messages without what they say: it is told by the rows that it is about."""
+    done = "t.sent_at" if box == "outbox" else "t.received_at"
+    return (
+        f"SELECT '{box}' AS name, jsonb_build_object('key', t.key, 'event', t.type,"
+        f" 'party', {party}, 'number', t.number, 'state', t.state, 'attempts', t.attempts,"
+        f" 'at', t.at, 'carried_at', {done}, 'consumed_at', t.consumed_at,"
+        " 'next_retry_at', t.next_retry_at, 'error', t.last_error,"
+        " 'refused', coalesce(t.payload -> 'refused', 'false'))"
+        f" AS facts FROM {box} AS t WHERE t.key >= :low AND t.key < :high"
+    )

@@ -45,16 +45,7 @@ class Heard:
 
     def told(self) -> Timeline:
         """Return the timeline."""
-        at = Situation(
-            self.tenant,
-            self.order_id,
-            self.workflow_id,
-            clock.now(),
-            self.rows,
-            self.runs,
-            frozenset(self.silent),
-            bool(self.broken),
-        )
+        at = self.situation()
         waiting = why_it_waits(at)
         facts = at.order.facts if at.order else {}
         return Timeline(
@@ -63,12 +54,26 @@ class Heard:
             workflow_id=self.workflow_id,
             found=bool(self.rows or self.runs or self.entries),
             **{word: facts.get(word, "") for word in ("decision", "status", "waits_for")},
+            by_messages=at.by_messages,
             runs=tuple(run.view for run in self.runs),
             events=tuple(self._events()),
             broken=tuple(map(str, self.broken)),
             silent=self.silent,
             why=waiting.why,
             next_commands=waiting.commands,
+        )
+
+    def situation(self) -> Situation:
+        """Return what there is to judge by why the order waits."""
+        return Situation(
+            self.tenant,
+            self.order_id,
+            self.workflow_id,
+            clock.now(),
+            self.rows,
+            self.runs,
+            frozenset(self.silent),
+            bool(self.broken),
         )
 
     def _events(self) -> list[Event]:

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from everycent.database.fence_sql import fence_sql_statements
 from everycent.database.migrate import migrate
 from everycent.proof.interleavings import Case, Lane, Result, cases, draws
+from everycent.proof.interleavings_decision import CLOSING, DECIDING
 from everycent.proof.interleavings_kinds import Kind
 from everycent.proof.interleavings_order import DECISION
 from everycent.proof.interleavings_payment import INTENT, PAYMENT
@@ -50,6 +51,8 @@ KINDS = {
         INTENT,
         PAYMENT,
         DECISION,
+        DECIDING,
+        CLOSING,
     )
 }
 COMMITS = (Ending.COMMIT,)

@@ -31,7 +31,7 @@ TEXTS: dict[str, re.Pattern[str]] = {
         (
             "kind", "method", "status", "abort_status", "decision", "state", "waits_for", "to",
             "action", "operation", "error_class", "proposals", "fields", "code", "decline_code",
-            "EverycentStatus", "EverycentWaitsFor", "steps", "mode",
+            "EverycentStatus", "EverycentWaitsFor", "steps", "mode", "event", "party",
         ),
         WORD,
     ),

@@ -96,6 +96,8 @@ class _Told:
             "payment_attempt": self._attempt,
             "repair_case": self._case,
             "provider_call": self._call,
+            "outbox": self._sent,
+            "inbox": self._heard,
         }
         yield from tell.get(self._row.table, self._fenced)()
 
@@ -154,6 +156,40 @@ class _Told:
             until = facts["may_arrive_until"][11:19]
             told = f"call {name}: no answer; {facts['open_sends']} sent, may arrive until {until}"
         yield from self._at("sent_at", told, kind=Kind.CALL)
+
+    def _sent(self) -> Iterator[Event]:
+        """Tell what the service has told; who hears it tells when."""
+        facts = self._facts
+        stands = "" if facts["state"] in ("SENT", "CONSUMED") else f", {self._message_stands()}"
+        yield from self._message("at", f"tells {facts['party']}: {self._message_name()}{stands}")
+
+    def _heard(self) -> Iterator[Event]:
+        facts, name = self._facts, self._message_name()
+        if facts["state"] == "CONSUMED":
+            again = f" at the {_nth(facts['attempts'])} try" if facts["attempts"] > 1 else ""
+            yield from self._message(
+                "consumed_at", f"has applied {name} of {facts['party']}{again}"
+            )
+        else:
+            told = f"got {name} of {facts['party']}, {self._message_stands()}"
+            yield from self._message("carried_at", told)
+
+    def _message_name(self) -> str:
+        name = self._facts["key"].removeprefix(self._prefix)
+        return f"{name}, a no" if self._facts["refused"] else name
+
+    def _message_stands(self) -> str:
+        facts = self._facts
+        words = {"PENDING": "not carried yet", "RECEIVED": "not applied yet", "DEAD": "DEAD"}
+        tries = f" after {facts['attempts']} tries" if facts["attempts"] else ""
+        error = f": {facts['error']}" if facts["error"] else ""
+        return f"{words.get(facts['state'], facts['state'])}{tries}{error}"
+
+    def _message(self, column: str, what: str) -> Iterator[Event]:
+        """Yield an event of a message, which is caused by no step of a run."""
+        if at := self._row.time(column):
+            service, key = self._row.service, self._row.key
+            yield Event(at=at, kind=Kind.MESSAGE, source=service, what=what, key=key)
 
     def _fenced(self) -> Iterator[Event]:
         facts, state = self._facts, self._facts["state"]
@@ -224,3 +260,7 @@ def _short(answer: Any) -> str:
     facts = {k: v for k, v in answer.items() if v not in (None, "", [], {}) and k != "kind"}
     told = [str(answer.get("kind") or ""), *(f"{name} {value}" for name, value in facts.items())]
     return ", ".join(filter(None, told)).replace("_", " ")
+
+
+def _nth(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")

@@ -15,6 +15,7 @@ class Kind(StrEnum):
     STEP = "step"  # An activity, with its attempts.
     WAIT = "wait"  # A timer.
     ROW = "row"  # What a service's row says.
+    MESSAGE = "message"  # What a service has told another, or has heard.
     CALL = "call"  # A call to the payment provider, as our books have it.
     PROVIDER = "provider"  # What the provider's own books say.
     ACT = "act"  # What a person, or a program in a person's stead, has done.
@@ -58,6 +59,7 @@ class Timeline(Message):
     decision: str = ""
     status: str = ""
     waits_for: str = ""
+    by_messages: bool = False  # Whether messages drive it, and no workflow.
     runs: tuple[RunView, ...] = ()
     events: tuple[Event, ...] = ()
     broken: tuple[str, ...] = ()  # Invariants that do not hold of this order, with the reason.

@@ -7,7 +7,7 @@ from everycent.proof.timeline import Event, Kind, Timeline, duration
 
 WIDTH = 100
 _INDENT = 34
-_SIGNS = {Kind.ROW: "· ", Kind.CALL: "· ", Kind.PROVIDER: "· ", Kind.ACT: "> "}
+_SIGNS = {Kind.ROW: "· ", Kind.CALL: "· ", Kind.MESSAGE: "~ ", Kind.PROVIDER: "· ", Kind.ACT: "> "}
 
 _MISSING = {
     "temporal": "the runs with their steps and attempts, and what people asked of them",
@@ -24,9 +24,7 @@ def as_text(told: Timeline) -> Iterator[str]:
         yield f"{order}: {told.status}, decision {told.decision}{waits} (times are UTC)"
     else:
         yield f"{order}: {'no row' if told.found else 'nothing known'}"
-    runs = ", ".join(f"run {run.number} {run.status}" for run in told.runs)
-    none = "its runs are not known" if "temporal" in told.silent else "no run known to Temporal"
-    yield f"workflow {told.workflow_id}: {runs or none}"
+    yield _driver(told)
     yield from _events(told)
     yield ""
     for who, why in told.silent.items():
@@ -39,6 +37,14 @@ def as_text(told: Timeline) -> Iterator[str]:
     yield from _named("waits", told.why)
     for number, command in enumerate(told.next_commands):
         yield from _named("or" if number else "next", command)
+
+
+def _driver(told: Timeline) -> str:
+    if told.by_messages:
+        return "driven by the messages of its services: it has no workflow"
+    runs = ", ".join(f"run {run.number} {run.status}" for run in told.runs)
+    none = "its runs are not known" if "temporal" in told.silent else "no run known to Temporal"
+    return f"workflow {told.workflow_id}: {runs or none}"
 
 
 def _events(told: Timeline) -> Iterator[str]:

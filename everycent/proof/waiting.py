@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from everycent.database.story_rows import StoryRow
+from everycent.domain.choreography import DRIVER
 from everycent.proof.run_story import PendingStep, RunStory
 from everycent.proof.timeline import duration
+from everycent.settings import SERVICES
 
 _FINAL = ("COMMITTED", "ABORTED")
 
@@ -45,6 +47,11 @@ class Situation:
         """Whether a run lives."""
         return any(run.lives for run in self.runs)
 
+    @property
+    def by_messages(self) -> bool:
+        """Whether the order is driven by messages, and no run of it is missed."""
+        return self.order is not None and str(self.order.facts["driver"]).startswith(DRIVER)
+
     def command(self, *words: str) -> str:
         """Return a command about this order, with the shop if it is not the usual one."""
         shop = () if self.tenant == "default" else ("--tenant", self.tenant)
@@ -69,6 +76,8 @@ def why_it_waits(at: Situation) -> Waiting:
         return _final(at)
     if at.open_cases:
         return _parked(at)
+    if at.by_messages:
+        return _by_messages(at)
     if "temporal" in at.silent:
         return Waiting(
             "Temporal does not answer: whether anybody drives it is not known", (_CHECK,)
@@ -137,6 +146,64 @@ def _without_driver(at: Situation) -> Waiting:
     else:
         how = f"its run was {at.newest.ended_how or at.newest.view.status}"
     return Waiting(f"nobody drives it: {how}; the order is {decision}", _TAKE_UP)
+
+
+def _by_messages(at: Situation) -> Waiting:
+    """Say what messages wait for: a person, the customer, a consumer, the relay."""
+    boxes = [r for r in at.rows if r.table in ("inbox", "outbox")]
+    dead = [r for r in boxes if r.facts["state"] == "DEAD"]
+    if dead:
+        return _dead(dead)
+    if away := sorted(at.silent & {*SERVICES}):
+        asked = ", ".join(away)
+        return Waiting(f"where its messages are is not known: {asked} does not answer", (_CHECK,))
+    assert at.order is not None
+    ends = at.order.time("window_ends_at")
+    assert ends is not None
+    left = (ends - at.now).total_seconds()
+    if at.order.facts["waits_for"] == "payment" and left > 0:
+        return _unpaid(at, left)
+    for state, late in (("RECEIVED", _not_applied), ("PENDING", _not_carried)):
+        waiting = [r for r in boxes if r.facts["state"] == state]
+        if waiting:
+            return late(at, min(waiting, key=lambda row: str(row.facts["at"])))
+    if any(row.facts["state"] == "SENT" for row in boxes):
+        return Waiting("it is on its way", (at.command("explain", at.order_id),))
+    if left <= 0 and at.order.facts["decision"] == "OPEN":
+        return Waiting(
+            "its window is over, and the order service has not looked", ("everycent check",)
+        )
+    listed = at.command("messages", "list", "--order", at.order_id)
+    return Waiting("no message of it is under way: nobody drives it", ("everycent audit", listed))
+
+
+def _dead(rows: Sequence[StoryRow]) -> Waiting:
+    """Name the first that was given up; one that its receiver gave up is dead on both sides."""
+    first, *_ = ordered = sorted(rows, key=lambda row: row.table)  # The inbox comes first.
+    facts = first.facts
+    more = len({row.key for row in rows}) - 1
+    others = f" (and {more} more)" if more else ""
+    name = f"`{facts['event']}`{others} is dead"
+    side = f"{first.service} could not apply it" if first.table == "inbox" else "it was refused"
+    why = f"{name}, {side} in {facts['attempts']} tries: {facts['error']}"
+    replays = [shlex.join(("everycent", "messages", "replay", r.service, r.key)) for r in ordered]
+    return Waiting(why, tuple(dict.fromkeys(replays)))
+
+
+def _not_applied(at: Situation, row: StoryRow) -> Waiting:
+    facts = row.facts
+    since = duration((at.now - (row.time("carried_at") or at.now)).total_seconds())
+    failed = f", {facts['attempts']} tries: {facts['error']}" if facts["error"] else ""
+    why = f"{row.service} has not applied `{facts['event']}` for {since}{failed}"
+    return Waiting(why, (f"everycent check --only {row.service}",))
+
+
+def _not_carried(at: Situation, row: StoryRow) -> Waiting:
+    facts = row.facts
+    since = duration((at.now - (row.time("at") or at.now)).total_seconds())
+    failed = f": {facts['error']}" if facts["error"] else ""
+    why = f"the relay has not carried `{facts['event']}` to {facts['party']} for {since}{failed}"
+    return Waiting(why, ("everycent check --only relay", "everycent messages count"))
 
 
 _TAKE_UP = ("everycent sweeper --once --grace 0", "everycent order place FILE")

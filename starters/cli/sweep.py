@@ -30,7 +30,10 @@ def register(app: typer.Typer) -> None:
 def sweep(
     flow: Annotated[
         str,
-        typer.Argument(help="`checkout`, `checkout-tcc`, or yours as `package.module:attribute`."),
+        typer.Argument(
+            help="`checkout`, `checkout-tcc`, `checkout-choreographed`, or yours as"
+            " `package.module:attribute`."
+        ),
     ] = "checkout",
     outcome: Annotated[
         list[str] | None, typer.Option(help="Only this outcome; may be repeated.")
@@ -90,7 +93,7 @@ def sweep(
     if document is not None:
         from everycent.proof.sweep.document import page
 
-        document.write_text(page(report))
+        document.write_text(page(report, str(document)))
     if not report.ok:
         raise typer.Exit(ExitCode.BROKEN)
 

@@ -52,6 +52,27 @@ async def test_a_broken_promise_turns_a_cell_red(what: str, fault: str, point: s
     assert "stock" in cell.how
 
 
+# Those after which nobody's patience has to end.
+QUICK = (
+    "Transient", "Unknown", "Bug", "delivered twice", "delivered late", "overtaken",
+    "cancelled here", "session ended", "COMMIT lost", "COMMIT's reply lost",
+)  # fmt: skip
+MESSAGES = ("message.before", "message.after", "commit.before", "commit.after")
+
+
+@pytest.mark.requirement("AC3.2", "AC6.6", "AC11.1", "T12", "I4")
+async def test_faults_of_messages_leave_every_invariant_whole() -> None:
+    """Relays and consumers of choreographed orders; the slow faults are in the whole sweep.
+
+    Red when: a message is noted as consumed in another transaction than its effect.
+    """
+    plan = Plan(("points", "declined", "stock gone"), QUICK, MESSAGES, sample=1)
+    report = await sweep_flow("checkout-choreographed", plan, say=print)
+    told = [f"{c.fault} at {c.boundary}, {c.outcome}: {c.how}" for c in report.broken]
+    assert told == []
+    assert {cell.fault for cell in report.cells if cell.stood} == set(QUICK), summary(report)
+
+
 def test_a_flow_without_outcomes_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="package"):
         flow_named("nothing")

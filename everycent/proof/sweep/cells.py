@@ -12,6 +12,7 @@ Deed = Literal[
     "put Temporal back alone",
 ]  # fmt: skip
 ACTIVITY = ("activity.before", "activity.after")
+MESSAGE = ("message.before", "message.after")
 COMMIT = ("commit.before", "commit.after")
 PROVIDER = ("provider.before", "provider.after")
 TASK = ("workflow_task.after",)
@@ -49,21 +50,23 @@ class Fault:
 
 
 FAULTS: tuple[Fault, ...] = (
-    Fault("Transient", ("activity.before", "commit.before", "provider.before"), "transient"),
-    Fault("Unknown", (*ACTIVITY, *COMMIT, *PROVIDER), "unknown"),
-    Fault("Bug", ACTIVITY, "bug", for_good=True),
-    Fault("zombie", (*ACTIVITY, "commit.before"), "zombie"),
-    Fault("delivered twice", ("activity.before",), "twice"),
-    Fault("delivered late", ("activity.after",), "late"),
-    Fault("overtaken", ("activity.before",), "overtaken", for_good=True),
-    Fault("cancelled here", ACTIVITY, deed="cancel"),
+    Fault("Transient", ("activity.before", "message.before", "commit.before", "provider.before"),
+          "transient"),
+    Fault("Unknown", (*ACTIVITY, *MESSAGE, *COMMIT, *PROVIDER), "unknown"),
+    Fault("Bug", (*ACTIVITY, *MESSAGE), "bug", for_good=True),
+    Fault("zombie", (*ACTIVITY, "message.before", "commit.before"), "zombie"),
+    Fault("delivered twice", ("activity.before", "message.before"), "twice"),
+    Fault("delivered late", ("activity.after", "message.after"), "late"),
+    Fault("overtaken", ("activity.before", "message.before"), "overtaken", for_good=True),
+    Fault("cancelled here", (*ACTIVITY, *MESSAGE), deed="cancel"),
     Fault("session ended", ("commit.before",), deed="end session"),
     Fault("COMMIT lost", ("commit.before",), deed="lose commit"),
     Fault("COMMIT's reply lost", ("commit.before",), deed="lose reply"),
     Fault("COMMIT stalls", ("commit.before",), deed="stall commit"),
     Fault("COMMIT comes late", ("commit.before",), deed="commit late"),
-    Fault("worker killed", (*ACTIVITY, *COMMIT, *PROVIDER, *TASK), deed="kill worker", wave=True),
-    Fault("database stopped", (*ACTIVITY, *COMMIT), deed="stop database", wave=True),
+    Fault("worker killed", (*ACTIVITY, *MESSAGE, *COMMIT, *PROVIDER, *TASK), deed="kill worker",
+          wave=True),
+    Fault("database stopped", (*ACTIVITY, *MESSAGE, *COMMIT), deed="stop database", wave=True),
     Fault("Temporal stopped", (*ACTIVITY, *TASK), deed="stop Temporal", wave=True),
     Fault("Temporal put back", (*ACTIVITY, *TASK), deed="put Temporal back", wave=True),
     Fault(

@@ -151,6 +151,12 @@ async def _pay_too_late(shop: Shop, order: PlaceOrder) -> None:
 async def _lose_the_stock(shop: Shop, order: PlaceOrder) -> None:
     """Have the stock released by mistake while the customer is on the page; then pay."""
     placement = await shop.checkouts.place(order)
+    await release_by_mistake(shop, order)
+    await _press_the_button(shop, placement)
+
+
+async def release_by_mistake(shop: Shop, order: PlaceOrder) -> None:
+    """Release the order's stock behind its back; doing it again changes nothing."""
     now, key = clock.now(), order.step_key("reserve")
     await shop.client.execute_activity_method(
         InventoryActivities.release_stock,
@@ -160,7 +166,6 @@ async def _lose_the_stock(shop: Shop, order: PlaceOrder) -> None:
         id_conflict_policy=ActivityIDConflictPolicy.USE_EXISTING,
         **DATABASE_STEP,
     )
-    await _press_the_button(shop, placement)
 
 
 async def _press_the_button(shop: Shop, placement: Placement) -> None:

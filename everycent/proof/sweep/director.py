@@ -19,8 +19,8 @@ T = TypeVar("T")
 RUN_SECONDS = 600.0  # A run that others keep killing gets there; one that is stuck never does.
 UNDER_WAY = 6  # So many times those on their way live at a time: the others wait for time-outs.
 AGAIN_SECONDS = 0.5
-SAY_AGAIN_SECONDS, SAY_SELDOM_SECONDS = 15.0, 60.0
-LEARN_SECONDS = 120.0
+SAY_AGAIN_SECONDS, SAY_SELDOM_SECONDS = 5.0, 40.0
+LEARN_SECONDS = 300.0  # On a busy machine: without a fault nobody waits.
 LOOK_LIMIT_SECONDS = 10.0  # A server that is being killed may never answer.
 HELP_LIMIT_SECONDS = 20.0
 # When one looks whether a run can go on, and how often: to look costs the server as much as a step.
@@ -137,9 +137,10 @@ class Director:
         await self._still()
         self._stage.remove(rule.name for rule in rules)
         if run.state.status != scenario.usual:
+            told = await self._flow.tell(self._stage.shop, tenant)
             raise AssertionError(
                 f"without a fault {scenario.name} ended as {run.state.status}, not"
-                f" {scenario.usual}: {run.trouble}"
+                f" {scenario.usual}: {run.trouble}\n{told}"
             )
         lines = itertools.chain(*(self._stage.lines[rule.name] for rule in rules))
         return boundaries(lines)[order]

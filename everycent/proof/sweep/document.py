@@ -9,7 +9,7 @@ from everycent.proof.sweep.matrix import SweepReport, by_outcome, markdown, rows
 
 _HEAD = """# The sweep: every fault at every boundary
 
-This page is written by `everycent sweep {flow} --document docs/sweep.md` (`make sweep`), broken
+This page is written by `everycent sweep {flow} --document {file}`{make}, broken
 cells included.
 A cell is one fault at one boundary of one outcome: an order is brought to the boundary, the fault
 happens, and when nothing moves any more the order's end and every rule of the audit are checked.
@@ -42,15 +42,28 @@ A file is read again when it changes; the journal beside it has a line per hit.
 """
 
 
-def page(report: SweepReport) -> str:
-    """Return the whole page."""
+_BY_MESSAGES = """
+Orders that messages drive have no run: their boundaries are those of the messages. A step
+`relay.order.paid>ledger` is a relay that carries the message `order.paid` to the ledger: its points
+are before and after the delivery, and around the two COMMITs, of the inbox and of the mark. A step
+`ledger.order.paid` is the ledger's consumer that applies it. In an armed process each message goes
+by itself. "worker killed" kills the relay or the consumer, a zombie is one that sleeps beyond its
+lease or its patience, and a message that became dead is replayed, as an operator would.
+"""
+
+
+def page(report: SweepReport, file: str = "docs/sweep.md") -> str:
+    """Return the whole page, as it is written to `file`."""
     sample = (
         f"\nThis was a sample: {report.sample} cells of each fault at each kind of point.\n"
         if report.sample
         else ""
     )
     parts = [
-        _HEAD.format(flow=report.flow),
+        _HEAD.format(
+            flow=report.flow, file=file, make=" (`make sweep`)" if file == "docs/sweep.md" else ""
+        ),
+        *([_BY_MESSAGES] if "choreographed" in report.flow else []),
         f"**{summary(report)}**, on {machine()}.\n{sample}",
         "## By outcome\n",
         markdown(by_outcome(report)),

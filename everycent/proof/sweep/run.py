@@ -7,18 +7,21 @@ import itertools
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from everycent.errors import InvalidRequest
+from everycent.proof.sweep import checkout
 from everycent.proof.sweep.cells import Cell, parts_of
-from everycent.proof.sweep.checkout import FLOWS
+from everycent.proof.sweep.choreographed import CHOREOGRAPHED
 from everycent.proof.sweep.director import Director, Plan
 from everycent.proof.sweep.matrix import CellResult, SweepReport
 from everycent.proof.sweep.scenario import SweptFlow
 from everycent.proof.sweep.stage import WorkerCommand, stage
 
 PREFIX = "everycent-sweep-"
+# By the name that is given to the sweep.
+FLOWS: Mapping[str, SweptFlow] = {**checkout.FLOWS, "checkout-choreographed": CHOREOGRAPHED}
 
 
 async def sweep_flow(

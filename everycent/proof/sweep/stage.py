@@ -25,7 +25,7 @@ from everycent.faults import Rule, journal_of
 from everycent.proof.sweep.proxy import CommitProxy, Fate
 from everycent.proof.sweep.scenario import Shop
 from everycent.settings import SERVICES, load
-from everycent.stack.embedded import TOGETHER, WORKERS, EmbeddedStack
+from everycent.stack.embedded import RELAY, TOGETHER, WORKERS, EmbeddedStack
 from everycent.stack.folder import write_private
 from everycent.stack.supervisor import Program
 from starters.bookings import Bookings
@@ -92,16 +92,21 @@ class SweptStack(EmbeddedStack):
     def _worker(self, name: str) -> Program:
         program = super()._worker(name)
         more = {"EVERYCENT_FAULTS": str(self._rules), **PATIENT_WORKER}
+        if name == RELAY:
+            for service, own in load(self.folder.path, "relay").relay.items():
+                more[f"EVERYCENT_RELAY__{service.upper()}"] = self._through(own)
         for service in SERVICES if name in TOGETHER else [s for s in SERVICES if s == name]:
             own = load(self.folder.path, service).database[service]
-            through = make_url(own).set(port=self._proxy.port)
-            dsn = through.render_as_string(hide_password=False)
-            more[f"EVERYCENT_DATABASE__{service.upper()}"] = dsn
+            more[f"EVERYCENT_DATABASE__{service.upper()}"] = self._through(own)
         return dataclasses.replace(
             program,
             command=self._worker_command(program.command),
             environment={**program.environment, **more},
         )
+
+    def _through(self, dsn: str) -> str:
+        through = make_url(dsn).set(port=self._proxy.port)
+        return through.render_as_string(hide_password=False)
 
 
 class Stage:
