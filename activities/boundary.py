@@ -3,12 +3,13 @@
 import contextlib
 from collections.abc import Iterator
 
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, ApplicationErrorCategory
 
 from everycent.errors import (
     Bug,
     EverycentError,
     InvalidRequest,
+    NotPaidYet,
     Unknown,
     by_name,
     class_of,
@@ -20,10 +21,15 @@ def errors_for_temporal() -> Iterator[None]:
     """Give Temporal our class as the `type` of an ApplicationError; what is retried follows.
 
     Transient and Unknown are sent again under the same key; Bug and InvalidRequest never are. A
-    failed assert is a Bug: it stands before the write that it guards.
+    failed assert is a Bug: it stands before the write that it guards. What only has to be asked
+    again later is no failure: nobody needs to be told where in the code it was said.
     """
     try:
         yield
+    except NotPaidYet as error:
+        raise ApplicationError(
+            str(error), type=NotPaidYet.__name__, category=ApplicationErrorCategory.BENIGN
+        ) from None
     except EverycentError as error:
         raise ApplicationError(
             str(error),

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from everycent.database.engine import sql
 from everycent.domain.message import order_of
 from everycent.domain.order import Decision, OrderResult, OrderStatus, PlaceOrder
 from everycent.settings import ServiceName
@@ -161,7 +161,7 @@ async def stream_rows(
     if ":overdue" in tables:
         given["overdue"] = overdue
     statement = f'{_SPANS} SELECT * FROM ({tables}) AS found ORDER BY key COLLATE "C"'
-    async for row in await tx.stream(text(statement), given, execution_options=_STREAM):
+    async for row in await tx.stream(sql(statement), given, execution_options=_STREAM):
         facts = {name: value for name, value in row.facts.items() if value is not None}
         yield order_of(row.key), ServiceRow(kind=row.kind, key=row.key, **facts)
 
@@ -176,7 +176,7 @@ async def stream_orders(
         " ORDER BY (o.tenant || '/' || o.order_id || '/') COLLATE \"C\""
     )
     given = {} if tenant is None else {"tenant": tenant}
-    async for row in await tx.stream(text(statement), given, execution_options=_STREAM):
+    async for row in await tx.stream(sql(statement), given, execution_options=_STREAM):
         order = _as_order(row)
         yield order.xid, order
 
@@ -185,7 +185,7 @@ async def read_orders(tx: AsyncConnection, xids: Sequence[str]) -> dict[str, Ord
     """Return these orders as they stand; one that does not exist is left out."""
     parts = [xid.partition("/") for xid in xids]
     result = await tx.execute(
-        text(
+        sql(
             f"SELECT {_ORDER} FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]))"
             " AS wanted (tenant, order_id) JOIN shop_order AS o USING (tenant, order_id)"
         ),

@@ -9,9 +9,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from pydantic import JsonValue
-from sqlalchemy import text
 
-from everycent.database.engine import Database
+from everycent.database.engine import Database, sql
 from everycent.domain.fence import FenceState
 from everycent.domain.message import Message
 from everycent.domain.mode import Mode
@@ -364,7 +363,7 @@ class Reader:
     ) -> list[dict[str, Any]]:
         """Return the rows of one statement, read at one instant."""
         async with self.database(service).snapshot() as tx:
-            result = await tx.execute(text(statement), values)
+            result = await tx.execute(sql(statement), values)
             return [dict(row) for row in result.mappings()]
 
     async def close(self) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent import clock
-from everycent.database.audit_reads import CHECKS, Check, run_check
+from everycent.database.audit_reads import CHECKS, run_checks
 from everycent.database.audit_rows import (
     OrderRow,
     Span,
@@ -150,14 +150,8 @@ class _Audit:
                 self._look_at(facts)
 
     async def _run_checks(self, service: ServiceName, tx: AsyncConnection) -> None:
-        for check in CHECKS:
-            if check.service == service:
-                await self._run_check(tx, check)
-
-    async def _run_check(self, tx: AsyncConnection, check: Check) -> None:
-        answer = await run_check(tx, check, self.tenant)
-        first = None if answer.first is None else (answer.first, answer.how or "")
-        self.tallies[check.name] = Tally(answer.rows, answer.offenders, first)
+        for name, found in (await run_checks(tx, service, self.tenant)).items():
+            self.tallies[name] = Tally(found.rows, found.offenders, found.first)
 
     def _rows(
         self, opened: dict[ServiceName, AsyncConnection], spans: Sequence[Span]

@@ -25,7 +25,7 @@ from everycent.proof.audit import audit_again, auditor
 from everycent.proof.provider_books import SimulatorBooks
 from everycent.proof.report import AuditReport, RuleState
 from everycent.proof.stories import SIMULATED, SKU, Scene, Story, fill_shop
-from everycent.proof.time_skipping import NoOrphans, SimulatedTime, time_skipping_server
+from everycent.proof.time_skipping import NoOrphans, SimulatedTime, Unhurried, time_skipping_server
 from everycent.proof.world import World, hush, provider_client, world_of
 from everycent.settings import Settings
 from everycent.stack.embedded import EmbeddedStack, Part
@@ -180,7 +180,7 @@ async def simulation(
                 now=simulated.now,
                 later=simulated.later,
                 short_window_seconds=WINDOW_SECONDS,
-                interceptors=[activities],
+                interceptors=[activities, Unhurried()],
             )
         )
         reader = await stack.enter_async_context(auditor(settings))
@@ -192,7 +192,7 @@ async def simulate(seed: int, days: int, say: Callable[[str], None]) -> None:
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="everycent-simulation-") as folder,
-        EmbeddedStack(Path(folder) / "data", parts=SERVERS) as stack,
+        EmbeddedStack(Path(folder) / "data", parts=SERVERS, durable=False) as stack,
     ):
         async with simulation(stack.settings, say) as shop:
             report = await shop.run(plan(seed, days), days)

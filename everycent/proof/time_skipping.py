@@ -16,16 +16,18 @@ from temporalio import activity
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.api.testservice.v1 import UnlockTimeSkippingRequest
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from everycent.errors import InvalidRequest
+from everycent.errors import InvalidRequest, NotPaidYet
 from everycent.stack.temporal import SEARCH_ATTRIBUTES
 from starters.client import DATA_CONVERTER
 
 GRID = timedelta(minutes=5)  # What happens within it happens at once, so that orders meet.
 BREATH = timedelta(seconds=1)  # How far the time goes while somebody does something.
+LOOK = timedelta(minutes=2)
 LOOK_SECONDS = 0.05
 STANDSTILL_SECONDS = 5.0  # Of real time; nothing of ours takes so long.
 _KINDS = {
@@ -110,6 +112,33 @@ class _Counted(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         """Run the activity in its turn."""
         return await self._orphans.run(lambda: self.next.execute_activity(input))
+
+
+class Unhurried(Interceptor):
+    """Has the provider asked once a LOOK of simulated time whether a customer has paid.
+
+    As often as a shop asks, a third of all activities of a month would be this question.
+    """
+
+    def intercept_activity(
+        self,
+        next: ActivityInboundInterceptor,  # noqa: A002
+    ) -> ActivityInboundInterceptor:
+        """Put ourselves before the activity."""
+        return _Unhurried(next)
+
+
+class _Unhurried(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        """Run the activity; a question that has no answer yet is asked again later than usual."""
+        try:
+            return await self.next.execute_activity(input)
+        except ApplicationError as error:
+            if error.type != NotPaidYet.__name__:
+                raise
+            raise ApplicationError(
+                error.message, type=error.type, category=error.category, next_retry_delay=LOOK
+            ) from None
 
 
 class SimulatedTime:

@@ -36,7 +36,8 @@ class EmbeddedStack:
 
     As a context manager it runs in a thread of its own and returns when everything is ready:
     `with EmbeddedStack(folder, parts=("postgres",)) as stack: stack.settings`. `everycent up`
-    calls `open`, then `supervisor.run()` in its main thread, then `close`.
+    calls `open`, then `supervisor.run()` in its main thread, then `close`. A stack that is not
+    `durable` does not wait for the disk: for one that is thrown away, whose power nobody cuts.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class EmbeddedStack:
         given_ports: Mapping[str, int] | None = None,
         usual_ports: bool = False,
         workers: Sequence[str] = WORKERS,
+        durable: bool = True,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.folder = DataFolder(folder)
@@ -54,6 +56,7 @@ class EmbeddedStack:
         self._given_ports = given_ports or {}
         self._usual_ports = usual_ports
         self.workers = workers
+        self._durable = durable
         self._listener = tell
         self._thread: threading.Thread | None = None
         self._failure: StackError | None = None
@@ -76,7 +79,9 @@ class EmbeddedStack:
             for note in notes:
                 self._tell(note)
             self.folder.write_settings(self.ports, together="together" in self.workers)
-            self.postgres = PostgresServer(self.folder.path, self.ports.postgres)
+            self.postgres = PostgresServer(
+                self.folder.path, self.ports.postgres, durable=self._durable
+            )
             self.supervisor = Supervisor(
                 self._programs(),
                 tell=self._tell,
