@@ -1,5 +1,8 @@
 """The order service's activities; what they guarantee is said in `everycent.database.order`."""
 
+from collections.abc import Sequence
+from functools import partial
+
 from temporalio import activity
 
 from activities.boundary import errors_for_temporal
@@ -34,12 +37,15 @@ from everycent.domain.withdrawal import WithdrawAnswer, WithdrawOrder
 
 
 class OrderActivities:
-    """The order's row: opened, decided, closed; its payment attempts and repair cases."""
+    """The order's row: opened, decided, closed; its payment attempts and repair cases.
 
-    def __init__(self, database: Database) -> None:
+    `tell` names the other systems that hear how an order of the mixed mode has ended.
+    """
+
+    def __init__(self, database: Database, *, tell: Sequence[str] = ()) -> None:
         self._open: Coalescer[OpenOrder, OpenAnswer] = Coalescer(database, order.open_order)
         self._decide = Coalescer(database, order.decide)
-        self._close = Coalescer(database, order.close_order)
+        self._close = Coalescer(database, partial(order.close_order, tell=tell))
         self._mark = Coalescer(database, order.mark_order)
         self._add_attempt: Coalescer[AddAttempt, AttemptAnswer] = Coalescer(
             database, order.add_attempt

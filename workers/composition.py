@@ -363,8 +363,10 @@ async def _noun(
             )
             yield PaymentActivities(database, fault_points.watched(gateway), now=now)
         return
+    if service == "order":
+        yield OrderActivities(database, tell=settings.tell)
+        return
     nouns = {
-        "order": OrderActivities,
         "inventory": InventoryActivities,
         "account": AccountActivities,
         "points": PointsActivities,

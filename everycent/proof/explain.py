@@ -15,6 +15,7 @@ from temporalio.service import RPCError
 
 from everycent import clock
 from everycent.database.audit_rows import Span, read_orders, stream_rows
+from everycent.database.message_reads import UNFINISHED, extended, messages
 from everycent.database.reads import Reader, reading
 from everycent.database.story_rows import read_story_rows
 from everycent.errors import EverycentError, Unreachable
@@ -84,7 +85,12 @@ class _Asking:
         ]
         entries = self._answer("provider", self._provider_says(), [])
         runs = self._answer("temporal", self._temporal_says(settings, client), [])
-        heard.entries, heard.runs, *found = await asyncio.gather(entries, runs, *rows)
+        on_their_way = self._answer(
+            "messages", messages(self._reader, UNFINISHED, xid=heard.xid), []
+        )
+        heard.entries, heard.runs, heard.messages, *found = await asyncio.gather(
+            entries, runs, on_their_way, *rows
+        )
         heard.rows = [row for of_service in found for row in of_service]
         if len(heard.silent) == len(SERVICES) + 2:
             raise Unreachable(next(iter(heard.silent.values())))
@@ -117,6 +123,7 @@ class _Asking:
         facts = Facts(xid)
         async with self._reader.database("order").snapshot() as tx:
             facts.order = (await read_orders(tx, [xid])).get(xid)
+        facts.extends = xid in await extended(self._reader, [xid])
         async for entry in SimulatorBooks(self._http).entries(f"{xid}/"):
             facts.add(entry)
         for service in SERVICES:

@@ -26,7 +26,7 @@ TENANT = "golden"
 SUFFIX = ".json.gz"
 RECORDER = "everycent-histories"  # Said by every part of a history; no machine has this name.
 # Where the database steps of the runs are, as sagas; and what another protocol asks for.
-MODES = ("remote", "together", "tcc")
+MODES = ("remote", "together", "tcc", "mixed")
 SERVERS: tuple[Part, ...] = ("postgres", "migrate", "temporal", "simulator")
 
 
@@ -76,7 +76,7 @@ def _without_traces(told: Any) -> Any:
 
 async def _main(root: Path) -> None:
     for mode in MODES:
-        protocol = Mode.TCC if mode == Mode.TCC else None  # An order of old names none.
+        protocol = Mode(mode) if mode in tuple(Mode) else None  # An order of old names none.
         files = await _recorded(folder_of(root, mode), together=mode == "together", mode=protocol)
         sys.stdout.writelines(f"{file}\n" for file in files)
 
