@@ -18,6 +18,7 @@ from everycent.database.audit_rows import Span, read_orders, stream_rows
 from everycent.database.message_reads import UNFINISHED, extended, messages
 from everycent.database.reads import Reader, reading
 from everycent.database.story_rows import read_story_rows
+from everycent.domain.mode import Mode
 from everycent.errors import EverycentError, Unreachable
 from everycent.proof.facts import Facts
 from everycent.proof.heard import Broken, Heard
@@ -85,17 +86,14 @@ class _Asking:
         ]
         entries = self._answer("provider", self._provider_says(), [])
         runs = self._answer("temporal", self._temporal_says(settings, client), [])
-        on_their_way = self._answer(
-            "messages", messages(self._reader, UNFINISHED, xid=heard.xid), []
-        )
-        heard.entries, heard.runs, heard.messages, *found = await asyncio.gather(
-            entries, runs, on_their_way, *rows
-        )
+        heard.entries, heard.runs, *found = await asyncio.gather(entries, runs, *rows)
         heard.rows = [row for of_service in found for row in of_service]
         if len(heard.silent) == len(SERVICES) + 2:
             raise Unreachable(next(iter(heard.silent.values())))
         if not heard.silent and heard.rows:
             heard.broken = await self._answer("the invariants", self._broken_rules(), [])
+            unfinished = messages(self._reader, UNFINISHED, xid=heard.xid)
+            heard.messages = await self._answer("the messages", unfinished, [])
 
     async def _answer(self, who: str, asked: Awaitable[T], otherwise: T) -> T:
         try:
@@ -123,7 +121,8 @@ class _Asking:
         facts = Facts(xid)
         async with self._reader.database("order").snapshot() as tx:
             facts.order = (await read_orders(tx, [xid])).get(xid)
-        facts.extends = xid in await extended(self._reader, [xid])
+            mixed = facts.order is not None and facts.order.mode is Mode.MIXED
+        facts.extends = mixed and xid in await extended(self._reader, [xid])
         async for entry in SimulatorBooks(self._http).entries(f"{xid}/"):
             facts.add(entry)
         for service in SERVICES:

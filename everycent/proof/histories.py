@@ -26,7 +26,7 @@ TENANT = "golden"
 SUFFIX = ".json.gz"
 RECORDER = "everycent-histories"  # Said by every part of a history; no machine has this name.
 # Where the database steps of the runs are, as sagas; and what another protocol asks for.
-MODES = ("remote", "together", "tcc", "mixed")
+MODES = ("remote", "together", "tcc")
 SERVERS: tuple[Part, ...] = ("postgres", "migrate", "temporal", "simulator")
 
 

@@ -38,7 +38,7 @@ def ends(status: OrderStatus, *, points: int = 0) -> list[tuple[str, tuple[str, 
     return [(event.type, event.to) for event in events]
 
 
-# TODO(issue 4): mark with "AC9.1" once it was seen red.
+@pytest.mark.requirement("AC9.1")
 @pytest.mark.parametrize("status", [s for s in OrderStatus if s is not OrderStatus.PENDING])
 def test_others_hear_of_every_end_and_the_points_service_of_a_sale_alone(
     status: OrderStatus,
