@@ -47,13 +47,13 @@ from everycent.domain.withdrawal import WithdrawAnswer, WithdrawOrder
 class OrderActivities:
     """The order's row: opened, decided, closed; its payment attempts and repair cases.
 
-    `tell` are the other systems that hear of a case that opens.
+    `tell` names the other systems that hear of a case that opens, and how a mixed order ended.
     """
 
     def __init__(self, database: Database, *, tell: Sequence[str] = ()) -> None:
         self._open: Coalescer[OpenOrder, OpenAnswer] = Coalescer(database, order.open_order)
         self._decide = Coalescer(database, order.decide)
-        self._close = Coalescer(database, order.close_order)
+        self._close = Coalescer(database, partial(order.close_order, tell=tell))
         self._mark = Coalescer(database, order.mark_order)
         self._add_attempt: Coalescer[AddAttempt, AttemptAnswer] = Coalescer(
             database, order.add_attempt

@@ -99,6 +99,7 @@ class Checkout(Counter):
         self._steps.window_ends_at = opened.window_ends_at
         self._payments = dict(enumerate(opened.attempts, start=1))
         self._protocol = PROTOCOLS[opened.mode](self._wish)
+        self._ahead.follows = self._protocol.follows
         return opened
 
     async def _try_to_sell(self) -> None:

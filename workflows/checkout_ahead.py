@@ -1,13 +1,14 @@
 """What is done after the decision, and never undone: each step must succeed, or is parked."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.boundary import error_of
+    from everycent.domain.extension import Extension
     from everycent.domain.order import BalancePayment, Payment, PlaceOrder
     from everycent.domain.outcome import Refusal
     from everycent.domain.payment import PaidAnyway
@@ -24,6 +25,7 @@ class StepsAhead:
         self._order = order
         self._steps = steps
         self._desk = desk
+        self.follows: Collection[Extension] = ()  # Not done here: messages carry it.
         self._paid_late: dict[str, tuple[Payment, int]] = {}  # Taken in spite of the void.
         self._refunded: dict[str, int] = {}  # What went back, by the refund's key.
 
@@ -75,9 +77,14 @@ class StepsAhead:
                 self._unless_refused(lambda: self._steps.post_ledger(payment)),
             )
 
+    @property
+    def _earns(self) -> bool:
+        """Whether points are granted here, and taken back here."""
+        return self._order.points_earned > 0 and Extension.POINTS not in self.follows
+
     async def earn_points(self) -> None:
-        """Grant the points that the order earns, if any."""
-        if self._order.points_earned:
+        """Grant the points that the order earns, if any, unless they follow by a message."""
+        if self._earns:
             await self._desk.see_done(
                 "earn points", self._order.step_key("earn"), self._steps.earn_points
             )
@@ -91,7 +98,7 @@ class StepsAhead:
         if order.points:
             key = order.step_key("points-refund")
             steps.append(self._desk.see_done("restore points", key, self._steps.restore_points))
-        if order.points_earned:
+        if self._earns:
             key = order.step_key("unearn")
             steps.append(self._desk.see_done("revoke points", key, self._steps.revoke_points))
         if order.total_minor:

@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
+    from everycent.domain.extension import Extension, extensions_of
     from everycent.domain.mode import Mode
     from workflows.checkout_wish import RefusedError, Wish
     from workflows.tcc import at_once
@@ -23,6 +24,7 @@ class InTurn:
     """The saga: hold by hold, then the payment; what was done is undone newest first."""
 
     undoes_at_once: ClassVar = False
+    follows: ClassVar[tuple[Extension, ...]] = ()  # What messages carry behind the core's end.
 
     def __init__(self, wish: Wish) -> None:
         self._wish = wish
@@ -65,4 +67,14 @@ class AtOnce(InTurn):
         self._held = True
 
 
-PROTOCOLS: dict[Mode, type[InTurn]] = {Mode.SAGA: InTurn, Mode.TCC: AtOnce}
+class Mixed(AtOnce):
+    """A TCC core; its extensions follow by messages, which stand in the outbox as it closes."""
+
+    follows: ClassVar = extensions_of(Mode.MIXED)
+
+
+PROTOCOLS: dict[Mode, type[InTurn]] = {
+    Mode.SAGA: InTurn,
+    Mode.TCC: AtOnce,
+    Mode.MIXED: Mixed,
+}

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database.engine import sql
 from everycent.domain.message import order_of
+from everycent.domain.mode import Mode
 from everycent.domain.order import Decision, OrderResult, OrderStatus, PlaceOrder
 from everycent.settings import ServiceName
 
@@ -65,6 +66,7 @@ class OrderRow:
     status: OrderStatus
     attempt: str | None
     driver: str
+    mode: Mode
     moved_at: datetime
     asked: PlaceOrder | None
     result: OrderResult | None
@@ -201,9 +203,9 @@ _SPANS = (
     " AS s (low, high))"
 )
 _ORDER = (
-    "o.tenant, o.order_id, o.decision, o.status, o.attempt, o.driver, o.moved_at, o.request,"
-    " o.result, (SELECT jsonb_agg(jsonb_build_object('key', case_key, 'state', state, 'by_hand',"
-    " by_hand) ORDER BY case_key) FROM repair_case AS c WHERE c.tenant = o.tenant"
+    "o.tenant, o.order_id, o.decision, o.status, o.attempt, o.driver, o.mode, o.moved_at,"
+    " o.request, o.result, (SELECT jsonb_agg(jsonb_build_object('key', case_key, 'state', state,"
+    " 'by_hand', by_hand) ORDER BY case_key) FROM repair_case AS c WHERE c.tenant = o.tenant"
     " AND c.order_id = o.order_id) AS cases"
 )
 
@@ -219,6 +221,7 @@ def _as_order(row: Any) -> OrderRow:
         status=OrderStatus(row.status),
         attempt=row.attempt,
         driver=row.driver,
+        mode=Mode(row.mode),
         moved_at=row.moved_at,
         asked=None if row.request is None else PlaceOrder.model_validate(row.request),
         result=None if row.result is None else OrderResult.model_validate(row.result),

@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, JsonValue
 
 from everycent.database.engine import sql
 from everycent.database.reads import Reader
+from everycent.domain.events import ORDER_PAID
 from everycent.domain.message import Message
 from everycent.domain.messaging import NOTIFY
 from everycent.settings import SERVICES, ServiceName
@@ -58,6 +59,7 @@ class ToldPage(Message):
     until: AwareDatetime
 
 
+UNFINISHED = ("PENDING", "SENT", "RECEIVED", "DEAD")
 _BOXES = {"outbox": "sink", "inbox": "source"}
 
 
@@ -113,6 +115,22 @@ async def orders_on_their_way(reader: Reader, xids: Sequence[str]) -> set[str]:
                 )
                 found |= set(result.scalars())
     return found
+
+
+async def extended(reader: Reader, xids: Sequence[str]) -> set[str]:
+    """Return those orders whose extensions have not all done what the core's end has told them.
+
+    Read before their rows, it accuses nobody: a message is consumed with its effect, not before.
+    """
+    async with reader.database("order").snapshot() as tx:
+        result = await tx.execute(
+            sql(
+                "SELECT DISTINCT aggregate FROM outbox WHERE type = :type AND state <> 'CONSUMED'"
+                " AND aggregate = ANY(CAST(:xids AS text[]))"
+            ),
+            {"type": ORDER_PAID.name, "xids": list(xids)},
+        )
+        return set(result.scalars())
 
 
 async def told(reader: Reader, name: str, *, since: datetime, now: datetime) -> ToldPage:

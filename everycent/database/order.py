@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from everycent.database import extension
 from everycent.database.engine import sql
 from everycent.database.fence import assert_all_written
 from everycent.domain.message import HASH_VERSION, OrderRequest, request_hash
@@ -85,9 +86,12 @@ async def decide(tx: AsyncConnection, requests: Sequence[Decide]) -> list[Verdic
 
 
 async def close_order(
-    tx: AsyncConnection, requests: Sequence[CloseOrder]
+    tx: AsyncConnection, requests: Sequence[CloseOrder], *, tell: Sequence[str] = ()
 ) -> list[OrderResult | EverycentError]:
-    """Store how each order ended; the first result stays and is the answer to everybody after."""
+    """Store how each order ended; the first result stays and is the answer to everybody after.
+
+    What follows an order of the mixed mode, and what `tell` hears of it, stands in the outbox then.
+    """
     rows = await _rows(tx, [_id(r) for r in requests], lock="FOR NO KEY UPDATE")
     fresh = {_id(r): r for r in requests if _id(r) in rows and rows[_id(r)].result is None}
     result = await tx.execute(
@@ -111,6 +115,10 @@ async def close_order(
         },
     )
     assert_all_written(result, len(fresh))
+    mixed = [key for key in fresh if rows[key].mode == Mode.MIXED]
+    attempts = await _attempts_of(tx, mixed) if mixed else {}
+    ends = [(rows[key], attempts.get(key, ()), fresh[key]) for key in mixed]
+    await extension.tell(tx, ends, others=tell)
     return [
         fresh[_id(r)].result
         if _id(r) in fresh

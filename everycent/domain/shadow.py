@@ -61,6 +61,7 @@ def at_once(branches: Mapping[str, Answer]) -> Course:
 PLANS: Mapping[Mode, Callable[[Mapping[str, Answer]], Course]] = {
     Mode.SAGA: in_turn,
     Mode.TCC: at_once,
+    Mode.MIXED: at_once,  # Its extensions come behind the decision.
 }
 
 

@@ -8,7 +8,7 @@ so an order that is moving is never accused, and a closed one has no excuse.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -24,9 +24,10 @@ from everycent.database.audit_rows import (
     stream_orders,
     stream_rows,
 )
-from everycent.database.message_reads import orders_on_their_way
+from everycent.database.message_reads import extended, orders_on_their_way
 from everycent.database.reads import Reader, reading
 from everycent.domain.choreography import DRIVER
+from everycent.domain.mode import Mode
 from everycent.domain.order import Decision
 from everycent.proof.drivers import Drivers
 from everycent.proof.facts import Facts, Stream, merge
@@ -193,7 +194,8 @@ class _Audit:
     async def _judge(self, xids: Sequence[str]) -> list[str]:
         """Judge each order by a fresh reading; return those that moved meanwhile."""
         before = await self._orders(xids)
-        found = {xid: Facts(xid, before.get(xid)) for xid in xids}
+        following = await extended(self.reader, _mixed(before))
+        found = {xid: Facts(xid, before.get(xid), extends=xid in following) for xid in xids}
         if self.provider is not None:
             for xid, facts in found.items():
                 async for entry in self.provider.entries(f"{xid}/"):
@@ -267,6 +269,10 @@ class _Audit:
 
 def _has_open_case(order: OrderRow) -> bool:
     return any(case.state == "OPEN" for case in order.cases)
+
+
+def _mixed(orders: Mapping[str, OrderRow]) -> list[str]:
+    return [xid for xid, order in orders.items() if order.mode is Mode.MIXED]
 
 
 def _mark(order: OrderRow | None) -> tuple[object, ...]:

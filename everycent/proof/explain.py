@@ -15,8 +15,10 @@ from temporalio.service import RPCError
 
 from everycent import clock
 from everycent.database.audit_rows import Span, read_orders, stream_rows
+from everycent.database.message_reads import UNFINISHED, extended, messages
 from everycent.database.reads import Reader, reading
 from everycent.database.story_rows import read_story_rows
+from everycent.domain.mode import Mode
 from everycent.errors import EverycentError, Unreachable
 from everycent.proof.facts import Facts
 from everycent.proof.heard import Broken, Heard
@@ -90,6 +92,8 @@ class _Asking:
             raise Unreachable(next(iter(heard.silent.values())))
         if not heard.silent and heard.rows:
             heard.broken = await self._answer("the invariants", self._broken_rules(), [])
+            unfinished = messages(self._reader, UNFINISHED, xid=heard.xid)
+            heard.messages = await self._answer("the messages", unfinished, [])
 
     async def _answer(self, who: str, asked: Awaitable[T], otherwise: T) -> T:
         try:
@@ -117,6 +121,8 @@ class _Asking:
         facts = Facts(xid)
         async with self._reader.database("order").snapshot() as tx:
             facts.order = (await read_orders(tx, [xid])).get(xid)
+            mixed = facts.order is not None and facts.order.mode is Mode.MIXED
+        facts.extends = mixed and xid in await extended(self._reader, [xid])
         async for entry in SimulatorBooks(self._http).entries(f"{xid}/"):
             facts.add(entry)
         for service in SERVICES:

@@ -18,6 +18,7 @@ class Facts:
     order: OrderRow | None = None
     rows: list[ServiceRow] = field(default_factory=list)
     entries: list[ProviderEntry] = field(default_factory=list)  # Of the provider's own books.
+    extends: bool = False  # A message to its extensions is under way, or dead and waits for repair.
 
     def add(self, found: Found) -> None:
         """Put a row where it belongs."""

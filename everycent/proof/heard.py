@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everycent import clock
+from everycent.database.message_reads import MessageView
 from everycent.database.story_rows import StoryRow
 from everycent.proof.row_story import Causes, events_of_provider, events_of_rows
 from everycent.proof.run_story import RunStory
@@ -37,6 +38,7 @@ class Heard:
     entries: list[dict[str, Any]] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
     silent: dict[str, str] = field(default_factory=dict)
+    messages: list[MessageView] = field(default_factory=list)  # Those that are not consumed.
 
     @property
     def xid(self) -> str:
@@ -74,6 +76,7 @@ class Heard:
             self.runs,
             frozenset(self.silent),
             bool(self.broken),
+            self.messages,
         )
 
     def _events(self) -> list[Event]:

@@ -76,7 +76,7 @@ def _without_traces(told: Any) -> Any:
 
 async def _main(root: Path) -> None:
     for mode in MODES:
-        protocol = Mode.TCC if mode == Mode.TCC else None  # An order of old names none.
+        protocol = Mode(mode) if mode in tuple(Mode) else None  # An order of old names none.
         files = await _recorded(folder_of(root, mode), together=mode == "together", mode=protocol)
         sys.stdout.writelines(f"{file}\n" for file in files)
 

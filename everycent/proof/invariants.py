@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from everycent.database.audit_rows import OrderRow, ServiceRow
 from everycent.domain.inventory import StockLine, units_by_sku
+from everycent.domain.mode import Mode
 from everycent.domain.order import Decision, OrderStatus
 from everycent.proof.facts import Facts
 
@@ -143,7 +144,7 @@ def _has_its_points(facts: Facts) -> Iterator[Fault]:
     order = _order(facts).request
     if order.points:
         yield from _wants(facts, "points_hold", "points", amount=order.points)
-    if order.points_earned:
+    if order.points_earned and not facts.extends:
         yield from _wants(facts, "points_booking", "earn", amount=order.points_earned)
 
 
@@ -161,10 +162,11 @@ def _gave_everything_back(facts: Facts) -> Iterator[Fault]:
     yield from _nothing_kept(facts)
     if (row := facts.at("reservation", "reserve")) is not None and row.state == "CONFIRMED":
         yield Fault(row.key, "the stock of a refunded order is sold")
-    yield from _has_its_points(facts)
     if order.points:
+        yield from _wants(facts, "points_hold", "points", amount=order.points)
         yield from _wants(facts, "points_booking", "points-refund", amount=order.points)
-    if order.points_earned:
+    if order.points_earned and _order(facts).mode is not Mode.MIXED:
+        yield from _wants(facts, "points_booking", "earn", amount=order.points_earned)
         yield from _wants(facts, "points_booking", "unearn", amount=order.points_earned)
     yield from _is_in_the_books(facts)
     if order.total_minor:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from everycent.database.message_reads import MessageView
 from everycent.database.story_rows import StoryRow
 from everycent.domain.choreography import DRIVER
 from everycent.proof.run_story import PendingStep, RunStory
@@ -26,6 +27,7 @@ class Situation:
     runs: Sequence[RunStory]
     silent: frozenset[str]
     broken: bool = False
+    messages: Sequence[MessageView] = ()
 
     @property
     def order(self) -> StoryRow | None:
@@ -119,7 +121,22 @@ def _final(at: Situation) -> Waiting:
         how = f"it is {facts['status']}, and what is named above is wrong"
         return Waiting(how, ("everycent audit",))
     told = f": {facts['reason']}" if facts["reason"] else ""
+    if following := [each for each in at.messages if each.box == "outbox"]:
+        return _followed(at, following, f"it is {facts['status']}{told}")
     return Waiting(f"for nothing: it is {facts['status']}{told}")
+
+
+def _followed(at: Situation, following: Sequence[MessageView], told: str) -> Waiting:
+    """Say what is still to follow an order that is over: the dead first, they wait for a person."""
+    first = min(following, key=lambda each: each.state != "DEAD")
+    look = at.command("messages", "list", "--order", at.order_id)
+    sink, _, name = first.other.partition(":")
+    if first.state != "DEAD":
+        return Waiting(f"for nothing: {told}; {first.type} to {name} is on its way", (look,))
+    dead_at = (name, first.service) if sink == "inbox" else (first.service,)  # In this order.
+    replay = (shlex.join(("everycent", "messages", "replay", who, first.key)) for who in dead_at)
+    why = f"for nothing: {told}; {first.type} to {name} was given up: {first.last_error}"
+    return Waiting(why, (*replay, look))
 
 
 def _parked(at: Situation) -> Waiting:

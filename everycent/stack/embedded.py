@@ -25,7 +25,7 @@ Part = Literal["postgres", "migrate", "temporal", "simulator", "workers"]
 PARTS: tuple[Part, ...] = ("postgres", "migrate", "temporal", "simulator", "workers")
 WORKERS = ("workflows", *SERVICES)
 TOGETHER = ("together", "together-2")  # One process for each core of a small machine.
-RELAY = "relay"  # Beside the workers of any kind.
+RELAY = "relay"  # Beside workers of any kind, if there are any.
 MARK = "EVERYCENT_STACK_FOLDER"  # In the environment of every child: whose it is.
 WORKER_STOP_SECONDS = 25.0  # A worker lets its running activities finish for 15 s.
 LEFTOVER_SECONDS = 15.0
@@ -160,7 +160,9 @@ class EmbeddedStack:
             "migrate": lambda: [self._migrate()],
             "temporal": lambda: [self._temporal()],
             "simulator": lambda: [self._simulator()],
-            "workers": lambda: [self._worker(name) for name in (*self.workers, RELAY)],
+            "workers": lambda: [
+                self._worker(name) for name in ((*self.workers, RELAY) if self.workers else ())
+            ],
         }
         return [program for part in PARTS if part in self._parts for program in makers[part]()]
 

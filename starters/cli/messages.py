@@ -18,6 +18,7 @@ from starters.cli.common import (
     print_json,
     print_table,
     run,
+    say,
     shop,
 )
 
@@ -125,21 +126,25 @@ def serve(
 
 def start(
     file: Annotated[Path, typer.Argument(metavar="FILE|-", help="The order as JSON.")],
-    mode: Annotated[str, typer.Option(help="`choreographed`: messages drive it.")],
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is opened.")] = False,
+    mode: Annotated[str, typer.Option(help="saga, tcc, mixed, or choreographed: messages drive.")],
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Return once it is opened, or decided by a workflow.")
+    ] = False,
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Start an order without a workflow of its own; typed again, it sells nothing."""
+    """Start an order in a mode whatever the rules say; typed again, it sells nothing.
+
+    One that has begun goes on in the mode that it began in.
+    """
     from starters.cli.order import read_order
 
-    if mode != "choreographed":
-        with one_line_errors():
-            from everycent.errors import InvalidRequest
-
-            raise InvalidRequest(f"{mode} is no mode of `order start`: use `order place`")
-    view = run(_start(read_order(file), data_dir, wait=not no_wait))
-    names = {"order_id", "status", "decision", "waits_for", "reason", "driver", "result"}
+    order = read_order(file)
+    if mode == "choreographed":
+        view = run(_start(order, data_dir, wait=not no_wait))
+    else:
+        view = run(_place(order, mode, data_dir, wait=not no_wait))
+    names = {"order_id", "mode", "status", "decision", "waits_for", "reason", "driver", "result"}
     facts = view.model_dump(mode="json", include=names)
     if as_json:
         print_json(facts)
@@ -158,6 +163,17 @@ async def _start(order: "PlaceOrder", data_dir: Path, *, wait: bool) -> "OrderVi
         file = await at.reader.order_file(order.tenant, order.order_id)
         assert file is not None, "it was written down"
         return file.order
+
+
+async def _place(order: "PlaceOrder", mode: str, data_dir: Path, *, wait: bool) -> "OrderView":
+    from starters.routing import mode_named
+
+    order = order.model_copy(update={"mode": mode_named(mode)})
+    async with shop(data_dir) as at:
+        await at.checkouts.sell(order, wait=wait, say=say)
+        view = await at.reader.order(order.tenant, order.order_id)
+        assert view is not None, "it was written down"
+        return view
 
 
 async def _list(

@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 
 def set_route(
-    mode: Annotated[str, typer.Argument(metavar="MODE", help="saga or tcc.")],
+    mode: Annotated[str, typer.Argument(metavar="MODE", help="saga, tcc or mixed.")],
     percentage: Annotated[int, typer.Option(help="Of so many orders in a hundred.")] = 100,
     rest: Annotated[
         str | None,

@@ -24,7 +24,7 @@ def broken(what: str, command: Sequence[str]) -> list[str]:
 
 
 @pytest.mark.requirement("AC2.2", "AC4.3", "AC6.4", "AC6.6", "AC11.1", "T12", "I4")
-@pytest.mark.parametrize("flow", ["checkout", "checkout-tcc"])
+@pytest.mark.parametrize("flow", ["checkout", "checkout-tcc", "checkout-mixed"])
 async def test_every_kind_of_fault_leaves_every_invariant_whole(flow: str) -> None:
     """Red when: any promise of the fence, the saga or the decision is broken (see below)."""
     report = await sweep_flow(flow, Plan(sample=1), say=print)

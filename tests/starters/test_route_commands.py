@@ -43,20 +43,23 @@ async def test_an_order_ends_in_the_mode_that_it_began_in_whatever_is_switched_m
     reader: Reader,
     tenant: str,
 ) -> None:
-    """Five orders wait in TCC for another card; the shop is switched back to the saga.
+    """Five orders wait for another card, of TCC and of the mixed mode; then come sagas again.
 
     Placed again, terminated and placed again, terminated and swept, reset to their first task: each
-    ends in TCC, and an order that comes now is a saga.
+    ends in its own mode, and an order that comes now is a saga.
 
     Red when: the starter routes an order that has a row, or the run believes its input.
     """
     await bookings.receive_stock(tenant, "LAMP", 50, request="first")
-    assert (await everycent("route", "set", "tcc")).exit_code == 0
     names = ("waits", "placed-again", "taken-up", "swept", "reset")
+    modes = dict(zip(names, (Mode.TCC, Mode.TCC, Mode.MIXED, Mode.MIXED, Mode.MIXED), strict=True))
     orders = {name: an_order(name, payment=BAD) for name in names}
-    for order in orders.values():
-        await everycent.place(order)
-    assert (await everycent("route", "rollback")).exit_code == 0
+    for mode in (Mode.TCC, Mode.MIXED):
+        assert (await everycent("route", "set", mode)).exit_code == 0
+        for order in (orders[name] for name in names if modes[name] is mode):
+            await everycent.place(order)
+    for _ in range(2):
+        assert (await everycent("route", "rollback")).exit_code == 0
 
     await everycent.place(orders["placed-again"])
     for name in ("taken-up", "swept"):
@@ -68,7 +71,7 @@ async def test_an_order_ends_in_the_mode_that_it_began_in_whatever_is_switched_m
     for name in names:
         paid = await everycent("order", "pay", name, *GOOD)
         assert paid.exit_code == 0, (name, paid.output)
-        assert await _modes(client, reader, orders[name]) == (Mode.TCC, Mode.TCC), name
+        assert await _modes(client, reader, orders[name]) == (modes[name], modes[name]), name
     new = an_order("new")
     await everycent.place(new)
     assert await _modes(client, reader, new) == (Mode.SAGA, Mode.SAGA)
@@ -95,7 +98,8 @@ async def _reset(client: Client, order: PlaceOrder) -> None:
 async def _modes(client: Client, reader: Reader, order: PlaceOrder) -> tuple[Mode, Mode]:
     """Return the mode in the order's row, and the one that its last run went by.
 
-    In TCC the payment's Try is asked for in the same task as the stock's.
+    But for the saga the payment's Try is asked for in the same task as the stock's; and in the
+    mixed mode no run grants points.
     """
     view = await reader.order(order.tenant, order.order_id)
     assert view is not None
@@ -106,7 +110,8 @@ async def _modes(client: Client, reader: Reader, order: PlaceOrder) -> tuple[Mod
         asked = event.activity_task_scheduled_event_attributes
         tasks.setdefault(asked.activity_type.name, asked.workflow_task_completed_event_id)
     at_once = tasks["inventory.reserve_stock"] == tasks["payment.authorise"]
-    return view.mode, Mode.TCC if at_once else Mode.SAGA
+    held = Mode.TCC if "points.grant_points" in tasks else Mode.MIXED
+    return view.mode, held if at_once else Mode.SAGA
 
 
 @pytest.mark.requirement("AC9.4", "AC19.4")
@@ -114,7 +119,7 @@ async def _modes(client: Client, reader: Reader, order: PlaceOrder) -> tuple[Mod
     ("words", "says"),
     [
         (("set", "magic"), "mode: Input should be 'saga', 'tcc'"),
-        (("set", "choreographed"), "checkout has no mode choreographed; it has: saga, tcc"),
+        (("set", "choreographed"), "checkout has no mode choreographed; it has: saga, tcc, mixed"),
         (("set", "tcc", "--percentage", "101"), "percentage: Input should be less than"),
         (("set", "tcc", "--percentage", "-1"), "percentage: Input should be greater than"),
         (("set", "tcc", "--percentage", "5", "--rest", "tcc"), "both the mode and the rest"),
@@ -164,5 +169,7 @@ async def test_a_shadow_run_tells_what_the_other_mode_would_begin_and_begins_not
     keys = {"low": f"{tenant}/none-left/", "high": f"{tenant}/none-left0"}
     sql = "SELECT 1 FROM payment WHERE key BETWEEN :low AND :high AND request_hash IS NOT NULL"
     assert await reader.rows("payment", sql, **keys) == []
-    refused = await everycent("route", "shadow", "mixed")
-    assert (refused.exit_code, "has no mode mixed" in refused.output) == (2, True)
+    in_mixed = {each["order_id"]: each for each in await everycent.json("route", "shadow", "mixed")}
+    assert in_mixed == told  # Its core is a TCC.
+    refused = await everycent("route", "shadow", "choreographed")
+    assert (refused.exit_code, "has no mode choreographed" in refused.output) == (2, True)
