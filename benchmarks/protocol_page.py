@@ -38,7 +38,8 @@ Another process asked all five services for their rows, over and over, while ord
 at a time, and noted every state that was neither before nor after. *Half done*: something is
 final already and something else is not. In the modes of the platform that comes after the
 decision, and only forward from there; by two-phase commit it is short, and all that is not yet
-committed shows its old value, while nobody can write it.
+committed shows its old value, while nobody can write it. Five databases are not read at one
+instant: a state that is seen once in many orders may be two of them.
 """
 _COLUMNS = ("order", "stock", "money", "ledger", "points")
 

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import protocols, single_database
 from benchmarks.protocol_order import SKU, TENANT, UNITS, customer_of, wanted
-from benchmarks.protocol_page import half_done, percentile, write_into
-from benchmarks.protocol_report import WayFigures
+from benchmarks.protocol_page import half_done, measured, percentile, write_into
+from benchmarks.protocol_report import ProtocolReport, WayFigures
 from benchmarks.protocol_watch import DONE, LOCKED, NOTHING, ONE, Reader, Seen
 from benchmarks.two_phase_order import BRANCHES, Works
 from everycent.database.engine import Database
@@ -25,6 +25,7 @@ from tests.conftest import NOON, TODAY
 from workflows.catalog import MODES
 from workflows.checkout import Checkout
 
+ROOT = Path(__file__).parents[2]
 HALF = ("closed", "sold", "held", "-", "-")
 
 
@@ -63,6 +64,15 @@ async def test_every_way_sells_the_order_and_is_measured(tmp_path: Path) -> None
     assert all(f"\n| {name} |" in told for name in by_name)
     write_into(document, report)
     assert document.read_text() == told
+
+
+def test_the_figures_on_the_page_are_those_of_the_command() -> None:
+    """Red when: a figure in docs/choosing.md is changed by hand, or another run's are kept."""
+    report = ProtocolReport.model_validate_json((ROOT / "benchmarks/protocols.json").read_text())
+    assert not report.quick
+    _, marker, below = (ROOT / "docs/choosing.md").read_text().partition(MEASURED)
+    assert marker
+    assert below == measured(report)
 
 
 async def test_the_reader_sees_what_each_service_has_done(
