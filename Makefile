@@ -6,7 +6,7 @@ OURS := everycent workflows activities workers starters
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
-.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards mutants model sweep sweep-tcc sweep-choreographed
+.PHONY: install test demo import-check interleavings histories soak bench requirements lint format lock clean simulate guards mutants model sweep sweep-tcc sweep-choreographed bench-protocols
 
 install: $(VENV)/.installed
 
@@ -56,6 +56,9 @@ sweep: install
 
 sweep-tcc sweep-choreographed: sweep-%: install
 	$(BIN)/everycent sweep checkout-$* --document docs/sweep-$*.md $(if $(SAMPLE),--sample $(SAMPLE))
+
+bench-protocols: install
+	$(BIN)/python -m benchmarks.protocols
 
 bench: install
 	$(BIN)/python -m benchmarks

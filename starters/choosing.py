@@ -44,10 +44,13 @@ VALUES = {
     ("team", "one"): "one team",
     ("team", "several"): "several, none of which owns a flow through the others' services",
 }
+# Below it stands what `make bench-protocols` has written.
+MEASURED = "<!-- measured by `make bench-protocols` -->\n"
 _HEAD = """# Choosing a way
 
-This page is written by `everycent advise --document docs/choosing.md`, from the rules that
-`everycent advise` itself weighs (`everycent/domain/advice.py`).
+The rules on this page are written by `everycent advise --document docs/choosing.md`, as `everycent
+advise` itself weighs them (`everycent/domain/advice.py`); the figures at its end by
+`make bench-protocols`.
 
 `everycent advise --third-party undo --duration days` ranks the ways for a flow, with what speaks
 for and against each. A way that cannot be is not ranked: it says why. The points of the others are
@@ -56,8 +59,14 @@ added up; equal ones stand in the order of the table, the simpler one first.
 
 
 def page() -> str:
-    """Return the page as Markdown."""
+    """Return the rules as Markdown."""
     return "\n".join((_HEAD, *_ordinary(), *_rules())) + "\n"
+
+
+def rewritten(document: str) -> str:
+    """Return the page with the rules of today, and with what was measured and stands in it."""
+    _, marker, measured = document.partition(MEASURED)
+    return page() + ("\n" + marker + measured if marker else "")
 
 
 def _ordinary() -> Iterator[str]:

@@ -62,7 +62,7 @@ def advise(
     document: Annotated[
         Path | None,
         typer.Option(
-            help="Write all the rules as Markdown to this file instead.", show_default=False
+            help="Write all the rules as Markdown into this file instead.", show_default=False
         ),
     ] = None,
     as_json: AsJson = False,
@@ -72,9 +72,9 @@ def advise(
     The defaults are those of an ordinary order. Exit code 3 when no way gives what is wanted.
     """
     if document is not None:
-        from starters.choosing import page
+        from starters.choosing import rewritten
 
-        document.write_text(page())
+        document.write_text(rewritten(document.read_text() if document.exists() else ""))
         return
     from everycent.domain import advice
 

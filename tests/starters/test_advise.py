@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from everycent.domain.advice import RULES, Requirements, Way
-from starters.choosing import QUESTIONS, VALUES, page
+from starters.choosing import MEASURED, QUESTIONS, VALUES, page, rewritten
 from starters.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +40,19 @@ def test_what_no_way_gives_ends_with_its_exit_code() -> None:
 def test_the_page_is_the_rules_of_today() -> None:
     """Red when: a rule is changed and docs/choosing.md is not written again."""
     written = (ROOT / "docs" / "choosing.md").read_text()
-    assert written == page(), "run: everycent advise --document docs/choosing.md"
+    assert written == rewritten(written), "run: everycent advise --document docs/choosing.md"
+    assert written.startswith(page())
     for rule in RULES:
         assert rule.reason in written
+
+
+def test_the_page_keeps_what_was_measured(tmp_path: Path) -> None:
+    """Red when: writing the rules anew loses the figures, or doubles them."""
+    document = tmp_path / "choosing.md"
+    document.write_text(f"# Old rules\n{MEASURED}| saga | 7 |\n")
+    for _ in range(2):
+        assert RUN.invoke(app, ["advise", "--document", str(document)]).exit_code == 0
+        assert document.read_text() == f"{page()}\n{MEASURED}| saga | 7 |\n"
 
 
 def test_the_page_asks_everything_that_is_weighed() -> None:
