@@ -1,4 +1,4 @@
-"""What one can do with an order: place, cancel, pay, repair; typed twice, it happens once."""
+"""What one can do with an order: accept, place, cancel, pay, repair; twice, it happens once."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,20 @@ from temporalio.common import (
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.order import OrderActivities
+from everycent import clock
 from everycent.database.reads import OrderView, Reader
 from everycent.domain.message import request_hash
 from everycent.domain.order import (
+    ACCEPTED,
     AttemptAdded,
     AttemptAnswer,
     CancelAnswer,
     CancelOrder,
     Decision,
+    OpenAnswer,
+    OpenOrder,
+    OrderDiffers,
     OrderResult,
     OrderStatus,
     PayOrder,
@@ -39,7 +45,9 @@ from everycent.domain.order import (
     WaitsFor,
     differing_fields,
 )
+from everycent.domain.withdrawal import OrderWithdrawn
 from everycent.errors import InvalidRequest, Transient
+from starters.alone import run_alone
 from starters.refusals import (
     NotRunningError,
     OrderDiffersError,
@@ -47,7 +55,7 @@ from starters.refusals import (
     TooLateError,
 )
 from starters.routing import mode_of_new
-from workers.queues import TOGETHER, WORKFLOWS
+from workers.queues import TOGETHER, WORKFLOWS, tries
 from workflows import attributes
 from workflows.checkout import Checkout
 from workflows.place import TOGETHER_MEMO
@@ -229,6 +237,39 @@ class Checkouts:
         told = await _told(handle.execute_update(Checkout.placed, view.request), order_id)
         return told if _wants_customer(told) else None
 
+    async def accept(self, order: PlaceOrder) -> Placement:
+        """Write the order down and answer; nothing is held yet, and `begin` starts its run.
+
+        If nobody does, the sweeper finds the row and starts it. Accepted twice, it is one order;
+        raises OrderDiffersError if the id belongs to an order with another body.
+        """
+        if (known := await self._find(order)) is None:
+            opening = OpenOrder(
+                order=await self._routed(order),
+                at=clock.now(),
+                driver=order.workflow_id(),
+                run=ACCEPTED,
+            )
+            answer: OpenAnswer = await run_alone(
+                self._client,
+                OrderActivities.open_order,
+                opening,
+                queue=TOGETHER if self._queue == TOGETHER else tries("order"),
+                activity_id=f"accept/{order.workflow_id()}/{request_hash(order, order.HASHED)}",
+            )
+            if isinstance(answer, OrderWithdrawn):
+                raise OrderWithdrawnError(f"order {order.order_id} is withdrawn: {answer.reason}")
+            if isinstance(answer, OrderDiffers):
+                raise OrderDiffersError(order.order_id, answer.fields)
+            known = await self._known(order.tenant, order.order_id)
+        return _placement(known)
+
+    async def begin(self, tenant: str, order_id: str) -> None:
+        """Start the run of an accepted order, unless it has one or has ended."""
+        view = await self._known(tenant, order_id)
+        if view.result is None and view.driver == view.request.workflow_id():
+            await self._run_of(view.request.model_copy(update={"mode": view.mode}))
+
     async def _routed(self, order: PlaceOrder) -> PlaceOrder:
         """Return a new order with its mode; once it is begun, its row has the last word."""
         if order.mode is not None:
@@ -264,7 +305,12 @@ class Checkouts:
 
     async def _take_up(self, order: PlaceOrder) -> Placement:
         """Ask the unfinished order's run, or start a new one if it was terminated or deleted."""
-        handle = await self._client.start_workflow(
+        handle = await self._run_of(order)
+        return await _told(handle.execute_update(Checkout.placed, order), order.order_id)
+
+    async def _run_of(self, order: PlaceOrder) -> Handle:
+        """Return the order's live run, a new one if none lives."""
+        return await self._client.start_workflow(
             Checkout.run,
             order,
             id=order.workflow_id(),
@@ -275,7 +321,6 @@ class Checkouts:
             memo=self._memo,
             static_summary=summary(order),
         )
-        return await _told(handle.execute_update(Checkout.placed, order), order.order_id)
 
     async def _find(self, order: PlaceOrder) -> OrderView | None:
         """Return the order's row, None if there is none; another body under its id is refused."""

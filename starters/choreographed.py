@@ -5,15 +5,14 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from temporalio.client import ActivityFailureError, Client
-from temporalio.common import ActivityIDConflictPolicy
-from temporalio.exceptions import ApplicationError
+from temporalio.client import Client
 
 from activities.choreography import CancelChoreographed, ChoreographyActivities, StartChoreographed
 from activities.messages import MessageActivities
 from everycent import clock
 from everycent.database.reads import OrderView, Reader
 from everycent.domain.choreography import DRIVER, check_can_be_choreographed
+from everycent.domain.message import request_hash
 from everycent.domain.messaging import Replayed, ReplayMessages
 from everycent.domain.order import (
     AddAttempt,
@@ -28,14 +27,13 @@ from everycent.domain.order import (
     WaitsFor,
 )
 from everycent.domain.withdrawal import OrderWithdrawn
-from everycent.errors import Unknown, Unreachable, by_name
+from everycent.errors import Unreachable
 from everycent.settings import ServiceName
+from starters.alone import run_alone
 from starters.refusals import OrderDiffersError, OrderWithdrawnError
 from workers.queues import TOGETHER, finishes, tries
-from workflows.options import DATABASE_STEP
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=2)
 LOOK_SECONDS = 0.2
 SILENCE = timedelta(minutes=2)
 
@@ -71,7 +69,7 @@ class ChoreographedOrders:
             ChoreographyActivities.start,
             request,
             tries("order"),
-            activity_id=f"choreographed/{order.tenant}/{order.order_id}",
+            activity_id=f"choreographed/{order.workflow_id()}/{request_hash(order, order.HASHED)}",
         )
         if isinstance(answer, OrderDiffers):
             raise OrderDiffersError(order.order_id, answer.fields)
@@ -131,19 +129,10 @@ class ChoreographedOrders:
         *,
         activity_id: str,
     ) -> T:
-        try:
-            return await self._client.execute_activity_method(
-                method,
-                request,
-                id=activity_id,
-                task_queue=TOGETHER if self._together else queue,
-                id_conflict_policy=ActivityIDConflictPolicy.USE_EXISTING,
-                schedule_to_close_timeout=PATIENCE,
-                start_to_close_timeout=DATABASE_STEP["start_to_close_timeout"],
-                retry_policy=DATABASE_STEP["retry_policy"],
-            )
-        except ActivityFailureError as error:
-            cause = error.cause
-            ours = by_name(cause.type or "") if isinstance(cause, ApplicationError) else None
-            told = str(getattr(cause, "message", "") or cause or error)
-            raise (ours or Unknown)(told) from error
+        return await run_alone(
+            self._client,
+            method,
+            request,
+            queue=TOGETHER if self._together else queue,
+            activity_id=activity_id,
+        )

@@ -6,10 +6,18 @@ import os
 import signal
 from pathlib import Path
 
+from everycent.database.capacity import within_limits
 from everycent.settings import Settings
 from starters.client import connect
 from workers import fault_points, meters
-from workers.composition import WorkerName, consumers_of, relays, workers_of
+from workers.composition import (
+    WorkerName,
+    connections_of,
+    connections_of_relay,
+    consumers_of,
+    relays,
+    workers_of,
+)
 from workers.loop import running
 
 
@@ -24,7 +32,10 @@ async def run_worker(name: WorkerName, settings: Settings) -> None:
     fault_points.arm(settings)
     meters.serve(settings)
     client = await connect(settings)
-    async with workers_of(name, client, settings) as workers, contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
+        wanted = connections_of(name, settings)
+        await stack.enter_async_context(within_limits(f"worker {name}", wanted))
+        workers = await stack.enter_async_context(workers_of(name, client, settings))
         for worker in workers:
             await stack.enter_async_context(worker)
         loops = await stack.enter_async_context(consumers_of(name, settings))
@@ -39,7 +50,12 @@ async def run_relay(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     fault_points.arm(settings)
-    async with relays(settings) as loops, running(loops):
+    wanted = connections_of_relay(settings)
+    async with (
+        within_limits("worker relay", wanted),
+        relays(settings) as loops,
+        running(loops),
+    ):
         _tell_ready()
         await stop.wait()
 

@@ -191,7 +191,7 @@ class Look:
         again = await self._standings(lost)  # It may have ended while we looked.
         return _Page(
             findings=[found for s in again if s.order and (found := judged(s))],
-            newest=[runs[s.order.driver] for s in standings if s.order],
+            newest=[runs[s.order.driver] for s in standings if s.order and s.order.begun],
         )
 
     async def _open_holds(self, service: HoldService, at: datetime, after: str) -> _Page:

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database.audit_rows import Span
 from everycent.database.engine import sql
+from everycent.domain.order import ACCEPTED
 from everycent.domain.sweep import Hold, HoldService, OrderFacts, Standing, SweeperCase
 from everycent.domain.sweep_questions import (
     HoldPage,
@@ -28,7 +29,8 @@ _TABLES: dict[HoldService, tuple[str, str, str, str]] = {
 }
 _FACTS = (
     "o.tenant || '/' || o.order_id AS xid, o.decision, o.status, o.attempt, o.waits_for, o.driver,"
-    " o.moved_at, o.window_ends_at, o.total_minor, o.currency, o.request IS NULL AS withdrawn"
+    " o.moved_at, o.window_ends_at, o.total_minor, o.currency, o.request IS NULL AS withdrawn,"
+    f" o.run <> '{ACCEPTED}' OR o.shared AS begun"
 )
 _REQUEST = ", CASE WHEN o.result IS NULL THEN o.request END AS request"
 _CASES = (

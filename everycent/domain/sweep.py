@@ -17,6 +17,7 @@ from everycent.domain.order import Decision, OrderStatus, PlaceOrder, WaitsFor
 
 ROWLESS = "run without an order row"
 STUCK = "run whose tasks fail"
+NEVER_BEGUN = "accepted order that no run has begun"
 ORPHAN = "hold without an order"  # Its id is withdrawn before it is given back.
 PAGE = 1000  # Rows looked at per question: half a megabyte at most, Temporal carries two.
 HoldService = Literal["inventory", "payment", "account", "points"]
@@ -55,6 +56,7 @@ class OrderFacts(Message):
     total_minor: int | None = None  # Of an id that was withdrawn nothing is known.
     currency: str | None = None
     withdrawn: bool = False  # It is no order but the tombstone of an id.
+    begun: bool = True  # A run has opened it; else it was accepted, and Temporal may not know it.
     request: PlaceOrder | None = None  # Of an unfinished order, if it was asked for.
 
 
@@ -211,7 +213,8 @@ def judge_order(
     else:
         run = runs.get(order.driver) or RunState(workflow_id=order.driver)
         act = _once_more(Act.TAKE_UP, standing.case(f"{standing.xid}/sweeper"), sweep.max_failures)
-        finding = _order_finding(standing, "order without a live run", run, act)
+        kind = "order without a live run" if order.begun else NEVER_BEGUN
+        finding = _order_finding(standing, kind, run, act)
     return _giving_back(finding, order.total_minor, order.currency) if _ends(order, at) else finding
 
 

@@ -16,6 +16,7 @@ from starters.cli.common import (
     Tenant,
     books,
     new_table,
+    one_line,
     one_line_errors,
     print_facts,
     print_json,
@@ -73,6 +74,9 @@ def place(
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return once the order is decided.")
     ] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Return once it is written down; nothing is held yet.")
+    ] = False,
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -82,6 +86,8 @@ def place(
     waits for its customer to pay on the page that is printed.
     """
     order = read_order(file)
+    if accept:
+        raise typer.Exit(_exit_code(run(_accept(order, data_dir, as_json=as_json))))
     placement = run(_place(order, data_dir, wait=not no_wait))
     _print_placement(placement, as_json=as_json)
     raise typer.Exit(_exit_code(placement))
@@ -212,6 +218,21 @@ def read_order(file: Path) -> "PlaceOrder":
 async def _place(order: "PlaceOrder", data_dir: Path, *, wait: bool) -> "Placement":
     async with shop(data_dir) as at:
         return await at.checkouts.sell(order, wait=wait, say=say)
+
+
+async def _accept(order: "PlaceOrder", data_dir: Path, *, as_json: bool) -> "Placement":
+    """Answer before the run is started: whoever dies in between leaves it to the sweeper."""
+    from temporalio.service import RPCError
+
+    async with shop(data_dir) as at:
+        accepted = await at.checkouts.accept(order)
+        _print_placement(accepted, as_json=as_json)
+        sys.stdout.flush()
+        try:
+            await at.checkouts.begin(order.tenant, order.order_id)
+        except RPCError as error:
+            say(f"accepted; the sweeper will start its run, Temporal says: {one_line(error)}")
+        return accepted
 
 
 async def _pay(tenant: str, order_id: str, payment: "Payment", data_dir: Path) -> "Placement":

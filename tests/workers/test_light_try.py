@@ -31,7 +31,6 @@ from everycent.settings import PoolSettings, ServiceName, Settings
 from everycent.stack import ports
 from starters.client import DATA_CONVERTER
 from tests.conftest import NOON, TODAY
-from tests.proof.sweeper_site import temporal_server
 from workers.composition import activity_worker, lanes_of
 from workers.meters import CONNECTION_HELD, HELD_BUCKETS
 from workers.queues import finishes, tries
@@ -42,13 +41,6 @@ pytestmark = pytest.mark.timeout(180)
 SIZE = 3
 FLOOD = 10 * SIZE
 """Ten times as many calls as the lane has connections."""
-
-
-@pytest.fixture(scope="module")
-async def temporal() -> AsyncIterator[WorkflowEnvironment]:
-    """A whole Temporal server: it runs activities that belong to no workflow."""
-    async with temporal_server() as env:
-        yield env
 
 
 @pytest.fixture
