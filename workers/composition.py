@@ -57,8 +57,6 @@ WorkerName = Literal["workflows", "together"] | ServiceName
 WORKERS: tuple[WorkerName, ...] = ("workflows", *SERVICES, "together")
 GRACE = timedelta(seconds=15)
 EXPIRED_AT_ONCE = 100
-LANES = 2  # Of a service: what tries, and what finishes.
-WAKES = 1  # Connections of a loop to be woken by.
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,8 @@ async def consumers_of(
     """Build what applies the inboxes of a worker's services; each has a small pool of its own."""
     services: Sequence[ServiceName] = () if name == "workflows" else SERVICES
     services = [each for each in services if name in (each, "together")]
-    few = settings.model_copy(
-        update={"pool": settings.pool.model_copy(update={"size": _few(settings)})}
-    )
+    size = message_points.connections(settings.pool.size)
+    few = settings.model_copy(update={"pool": settings.pool.model_copy(update={"size": size})})
     async with contextlib.AsyncExitStack() as stack:
         loops = []
         for service in services:
@@ -131,32 +128,6 @@ async def consumers_of(
             wake = Wake(settings.database[service], inbox.WAKE)
             loops.append(Loop(f"inbox of {service}", run_pass or consumer.run_pass, wake))
         yield loops
-
-
-def connections_of(name: WorkerName, settings: Settings) -> dict[str, int]:
-    """Return how many connections a worker process may open, by the DSN of the database.
-
-    A lane has `pool.size`, the inbox a few and one to be woken by, the sweeper's eyes have one.
-    """
-    size = settings.pool.size
-    services: Sequence[ServiceName] = () if name == "workflows" else SERVICES
-    return {
-        settings.database[service]: (size if name == "together" else LANES * size)
-        + (_few(settings) + WAKES)
-        + (1 if sweep_reads_of(service) else 0)
-        for service in services
-        if name in (service, "together") and service in settings.database
-    }
-
-
-def connections_of_relay(settings: Settings) -> dict[str, int]:
-    """Return how many connections a relay may open, by the DSN of the database."""
-    per_database = settings.pool.size + WAKES * len((TO_SERVICES, TO_OTHERS))
-    return dict.fromkeys(settings.relay.values(), per_database)
-
-
-def _few(settings: Settings) -> int:
-    return message_points.connections(settings.pool.size)
 
 
 def reactions_of(

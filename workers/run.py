@@ -12,12 +12,11 @@ from starters.client import connect
 from workers import fault_points, meters
 from workers.composition import (
     WorkerName,
-    connections_of,
-    connections_of_relay,
     consumers_of,
     relays,
     workers_of,
 )
+from workers.connections import connections_of, connections_of_relay
 from workers.loop import running
 
 

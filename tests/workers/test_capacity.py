@@ -22,12 +22,11 @@ from starters.client import address_of
 from workers import composition
 from workers.composition import (
     WORKERS,
-    connections_of,
-    connections_of_relay,
     consumers_of,
     relays,
     workers_of,
 )
+from workers.connections import connections_of, connections_of_relay
 
 ROOM = 40
 
