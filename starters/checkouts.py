@@ -26,7 +26,6 @@ from everycent import clock
 from everycent.database.reads import OrderView, Reader
 from everycent.domain.message import request_hash
 from everycent.domain.order import (
-    ACCEPTED,
     AttemptAdded,
     AttemptAnswer,
     CancelAnswer,
@@ -45,6 +44,7 @@ from everycent.domain.order import (
     WaitsFor,
     differing_fields,
 )
+from everycent.domain.sweep import ACCEPTED
 from everycent.domain.withdrawal import OrderWithdrawn
 from everycent.errors import InvalidRequest, Transient
 from starters.alone import run_alone

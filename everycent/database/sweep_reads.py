@@ -7,8 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from everycent.database.audit_rows import Span
 from everycent.database.engine import sql
-from everycent.domain.order import ACCEPTED
-from everycent.domain.sweep import Hold, HoldService, OrderFacts, Standing, SweeperCase
+from everycent.domain.sweep import ACCEPTED, Hold, HoldService, OrderFacts, Standing, SweeperCase
 from everycent.domain.sweep_questions import (
     HoldPage,
     HoldsOf,

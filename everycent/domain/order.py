@@ -171,14 +171,10 @@ def differing_fields(stored: dict[str, Any], request: PlaceOrder) -> tuple[str, 
     return tuple(name for name in request.HASHED if stored.get(name) != new[name])
 
 
-ACCEPTED = "accepted"
-
-
 class OpenOrder(Message):
     """Write the order down before anything else happens, once per id.
 
     `driver` is the workflow's id and `run` its run: another run that opens the order shares it.
-    Who only accepts the order names ACCEPTED for the run, so that the first run shares it as well.
     """
 
     order: PlaceOrder

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
 from everycent.database import capacity
@@ -183,7 +184,10 @@ async def test_what_is_told_is_what_can_be_opened(
             assert opened == connections_of_relay(settings)
             return
         worker = composition.worker_name(name)
-        await stack.enter_async_context(workers_of(worker, temporal.client, settings))
+        # One client knows its workers until they are collected, those of the tests before as well.
+        address = temporal.client.service_client.config.target_host
+        client = await Client.connect(address, data_converter=temporal.client.data_converter)
+        await stack.enter_async_context(workers_of(worker, client, settings))
         await stack.enter_async_context(consumers_of(worker, settings))
         if worker in SERVICES:
             slots = await stack.enter_async_context(composition.lanes_of(worker, settings))
