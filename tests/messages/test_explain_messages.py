@@ -17,7 +17,6 @@ from everycent.settings import ServiceName, Settings, TemporalSettings
 from tests.messages.conftest import Shop
 
 NOBODY = "127.0.0.1:1"
-pytestmark = pytest.mark.requirement("AC20.5")
 
 
 async def heard_of(shop: Shop, settings: Settings, order_id: str = "o-1") -> Heard:
@@ -31,6 +30,7 @@ async def waiting_of(shop: Shop, settings: Settings, order_id: str = "o-1") -> W
     return why_it_waits(dataclasses.replace(heard.situation(), now=shop.clock()))
 
 
+@pytest.mark.requirement("AC20.5")
 async def test_what_services_have_told_one_another_is_in_the_line_of_time(
     shop: Shop, settings: Settings
 ) -> None:
@@ -52,6 +52,7 @@ async def test_what_services_have_told_one_another_is_in_the_line_of_time(
     assert any(line.startswith("waits   for nothing: it is CONFIRMED") for line in text)
 
 
+@pytest.mark.requirement("AC20.5")
 async def test_an_order_whose_relay_or_consumer_is_down_says_which(
     shop: Shop, settings: Settings
 ) -> None:
@@ -69,6 +70,7 @@ async def test_an_order_whose_relay_or_consumer_is_down_says_which(
     assert waiting.commands == ("everycent check --only inventory",)
 
 
+@pytest.mark.requirement("AC20.5")
 async def test_an_order_with_a_dead_message_names_it_and_how_it_is_replayed(
     shop: Shop, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +107,7 @@ async def test_an_order_with_a_dead_message_names_it_and_how_it_is_replayed(
     )
 
 
+@pytest.mark.requirement("AC20.5")
 async def test_an_order_whose_messages_are_gone_is_driven_by_nobody(
     shop: Shop, settings: Settings
 ) -> None:
@@ -120,6 +123,7 @@ async def test_an_order_whose_messages_are_gone_is_driven_by_nobody(
     assert waiting.commands[0] == "everycent audit"
 
 
+@pytest.mark.requirement("AC20.5")
 async def test_an_order_that_waits_for_another_payment_says_so(
     shop: Shop, settings: Settings
 ) -> None:
