@@ -5,24 +5,31 @@ lock and no COMMIT before another, and waiting for it takes two thirds of the ti
 """
 
 import asyncio
+import multiprocessing
 import random
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvloop
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from everycent import clock
 from everycent.database.fence_sql import fence_sql_statements
 from everycent.database.migrate import migrate
 from everycent.proof.interleavings import Case, Lane, Result, cases, draws
 from everycent.proof.interleavings_kinds import Kind
 from everycent.proof.interleavings_order import DECISION
 from everycent.proof.interleavings_payment import INTENT, PAYMENT
+from everycent.proof.interleavings_report import Kept, Share, ShareReport, page, report, summary
 from everycent.proof.interleavings_rows import (
     AGING,
     BALANCE,
@@ -34,6 +41,7 @@ from everycent.proof.interleavings_rows import (
 )
 from everycent.proof.interleavings_session import Cut, Ending, stages
 from everycent.proof.interleavings_sql import FENCE_SQL
+from everycent.proof.interleavings_tree import orders
 from everycent.settings import SERVICES, ServiceName, Settings
 from everycent.stack.postgres import PostgresServer
 
@@ -55,6 +63,7 @@ KINDS = {
 COMMITS = (Ending.COMMIT,)
 BOTH = (Ending.COMMIT, Ending.ABORT)
 ALL = tuple(Ending)
+_SHARE_ORDERS, _SHARE_DRAWN = 300_000, 250  # One to two minutes each.
 
 
 @dataclass(frozen=True)
@@ -96,16 +105,21 @@ def parts(kind: Kind, drawn: int) -> tuple[Part, ...]:
     return (*PAIRS, *triples, Part(4, cut=Cut.STATEMENTS, drawn=drawn))
 
 
-async def play(kind: Kind, dsn: str, part: Part, *, seed: int = 0, lanes: int = 4) -> Result:
-    """Play a part of a kind's proof on that database, so many schedules side by side."""
+async def play(
+    kind: Kind, dsn: str, part: Part, *, seed: int = 0, lanes: int = 4, share: int = 0, of: int = 1
+) -> Result:
+    """Play a part of a kind's proof on that database, so many schedules side by side.
+
+    A share is each of-th of the part's cases, from number `share` on.
+    """
     total = Result()
     async with stages(dsn, lanes, sessions=part.sessions) as opened:
         playing = [Lane(kind, stage, cut=part.cut) for stage in opened]
         if part.drawn:
-            drawn = draws(kind, part.drawn, seed, sessions=part.sessions)
+            drawn = islice(draws(kind, part.drawn, seed, sessions=part.sessions), share, None, of)
             await asyncio.gather(*(_draw(lane, drawn) for lane in playing))
         else:
-            todo = iter(part.cases(kind))
+            todo = islice(part.cases(kind), share, None, of)
             await asyncio.gather(*(_explore(lane, todo) for lane in playing))
     for lane in playing:
         total.add(lane.result)
@@ -162,7 +176,12 @@ def main(
     ] = None,
     drawn: Annotated[int, typer.Option(help="Orders of four sessions, over all kinds.")] = 10_000,
     seed: Annotated[int, typer.Option(help="What the draws begin with.")] = 0,
-    lanes: Annotated[int, typer.Option(help="Schedules played side by side.")] = 4,
+    processes: Annotated[int, typer.Option(help="Parts played at once.")] = 3,
+    lanes: Annotated[int, typer.Option(help="Schedules of a part played side by side.")] = 6,
+    keep: Annotated[
+        Path | None, typer.Option(help="File of the parts that have ended; they are left out.")
+    ] = None,
+    document: Annotated[Path | None, typer.Option(help="Write the page of results there.")] = None,
 ) -> None:
     """Play every order of two and three sessions, and a sample of four; exit code 5 if unsafe."""
     unknown = [name for name in kind or () if name not in KINDS]
@@ -170,47 +189,86 @@ def main(
         raise typer.BadParameter(f"{unknown[0]} is none of {', '.join(KINDS)}")
     kinds = [KINDS[name] for name in kind or KINDS]
     todo = [
-        (each, part)
+        Task(each, part, seed, lanes)
         for each in kinds
         for part in parts(each, -(-drawn // len(kinds)))
         if part.sessions in (sessions or (2, 3, 4))
     ]
+    kept = Kept(keep)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)  # As root the server runs as somebody else.
         server = PostgresServer(Path(folder) / "server", durable=False)
         server.start()
         try:
-            ok = asyncio.run(_main(server, todo, seed, lanes))
+            _play_all(server, todo, kept, processes)
         finally:
             server.stop()
-    raise typer.Exit(0 if ok else 5)
+    ended = [whole for task in todo if (whole := kept.whole(task.shares())) is not None]
+    typer.echo(summary(ended))
+    if document is not None:
+        document.write_text(page(ended, processes=processes, at=clock.now()))
+    raise typer.Exit(0 if all(each.ok for each in ended) else 5)
 
 
-async def _main(
-    server: PostgresServer, todo: Sequence[tuple[Kind, Part]], seed: int, lanes: int
-) -> bool:
-    total = Result()
-    dsns = await databases_on(server)
-    for kind, part in todo:
-        result = await play(kind, dsns[kind.name], part, seed=seed, lanes=lanes)
-        typer.echo(line(kind, part, result))
-        for finding in result.findings[:3]:
-            typer.echo(f"    {finding}")
-        total.add(result)
-    typer.echo(f"{total.played - total.unsafe} of {total.played} schedules are safe")
-    return total.ok
+@dataclass(frozen=True)
+class Task:
+    """A part of a kind's proof, cut into shares for the processes."""
 
+    kind: Kind
+    part: Part
+    seed: int
+    lanes: int
 
-def line(kind: Kind, part: Part, result: Result) -> str:
-    """Return a part's counts in one line."""
-    counts = result.counts
-    said = f"{kind.name}: {part}: {result.cases} cases, {result.played} schedules played"
-    if counts.formula:
-        said += (
-            f"; {counts.formula} orders = {counts.executed} walked + {counts.impossible} impossible"
-            f" + {counts.equal} equal; {counts.variants} variants"
+    @property
+    def size(self) -> int:
+        """How many orders there are, by the formula or drawn: small parts are begun first."""
+        if self.part.drawn:
+            return self.part.drawn
+        return sum(
+            orders([len(self.kind.points[operation]) for operation, _ in case.steps])
+            for case in self.part.cases(self.kind)
         )
-    return f"{said}; {result.unsafe} unsafe" + ("" if result.ok else ": NOT SAFE")
+
+    def shares(self) -> list[Share]:
+        """Return its shares: small enough to be played to their end, if not the whole part is."""
+        number = -(-self.size // (_SHARE_DRAWN if self.part.drawn else _SHARE_ORDERS))
+        seed = f", {self.part.drawn} with seed {self.seed}" if self.part.drawn else ""
+        name = f"{self.part}{seed}"
+        return [Share(kind=self.kind.name, part=name, number=n, of=number) for n in range(number)]
+
+
+def _play_all(server: PostgresServer, todo: Sequence[Task], kept: Kept, processes: int) -> None:
+    """Play every share that is not kept, several at once; tell of each part when it ends."""
+    dsns = asyncio.run(databases_on(server))
+    spawning = multiprocessing.get_context("spawn")  # A fork would share what stands open here.
+    with ProcessPoolExecutor(processes, mp_context=spawning) as pool:
+        playing = {
+            pool.submit(_play, share, task.part, dsns[share.kind], task.seed, task.lanes): task
+            for task in sorted(todo, key=lambda task: task.size)
+            for share in task.shares()
+            if not kept.has(share)
+        }
+        try:
+            for each in as_completed(playing):
+                kept.add(each.result())
+                if whole := kept.whole(playing[each].shares()):
+                    typer.echo(whole.line())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _play(share: Share, part: Part, dsn: str, seed: int, lanes: int) -> ShareReport:
+    """Play one share in a process of its own."""
+    began = time.perf_counter()
+    playing = play(
+        KINDS[share.kind], dsn, part, seed=seed, lanes=lanes, share=share.number, of=share.of
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # As in production.
+        result = runner.run(playing)
+    return report(
+        share, part.sessions, result, drawn=bool(part.drawn), seconds=time.perf_counter() - began
+    )
 
 
 if __name__ == "__main__":

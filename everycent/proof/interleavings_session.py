@@ -60,7 +60,8 @@ PATIENCE = PoolSettings(
     transaction_timeout_seconds=600,
     idle_in_transaction_seconds=600,
 )
-_LOOK_AFTER_SECONDS = 0.002  # When to ask PostgreSQL who waits; what it answers decides.
+# When to ask PostgreSQL who waits; what it answers decides. A busy one is asked less often.
+_LOOK_AFTER_SECONDS, _LATEST_LOOK_SECONDS = 0.002, 0.05
 
 _current: ContextVar["Session | None"] = ContextVar("interleaved_session", default=None)
 
@@ -172,15 +173,51 @@ def kind_of(statement: str, table: str) -> Point:
     return Point.EFFECT
 
 
+class Watch:
+    """A connection that asks PostgreSQL who waits for whom, for all stages of a process at once."""
+
+    def __init__(self, connection: "asyncpg.Connection[Any]") -> None:
+        self._connection = connection
+        self._turn = asyncio.Lock()
+        self._wanted: set[int] = set()
+        self._next: asyncio.Task[dict[int, set[int]]] | None = None
+        self.after_seconds = _LOOK_AFTER_SECONDS
+
+    async def blockers(self, pids: set[int]) -> dict[int, set[int]]:
+        """Return who blocks each, as PostgreSQL saw it after this call: no older look is used."""
+        self._wanted |= pids
+        if self._next is None:
+            self._next = asyncio.create_task(self._look())
+        return await asyncio.shield(self._next)  # Others wait for it too.
+
+    async def _look(self) -> dict[int, set[int]]:
+        async with self._turn:
+            pids, self._wanted, self._next = list(self._wanted), set(), None
+            rows = await self._connection.fetch(
+                "SELECT pid, pg_blocking_pids(pid) AS by FROM unnest($1::int[]) AS pid", pids
+            )
+        blockers = {row["pid"]: set(row["by"]) for row in rows}
+        found = any(blockers.values())  # Otherwise all were at work, and the look was too early.
+        after = self.after_seconds * (0.5 if found else 2)
+        self.after_seconds = min(max(after, _LOOK_AFTER_SECONDS), _LATEST_LOOK_SECONDS)
+        return blockers
+
+    async def is_there(self, pid: int) -> bool:
+        """Tell whether PostgreSQL still has that session."""
+        async with self._turn:
+            query = "SELECT count(*) FROM pg_stat_get_activity($1)"
+            return bool(await self._connection.fetchval(query, pid))
+
+
 @dataclass
 class Stage:
-    """Where one schedule at a time is played: a pool for its sessions and a connection that looks.
+    """Where one schedule at a time is played: a pool for its sessions, and who watches them.
 
     `step` counts the steps of the schedule that is being played.
     """
 
     database: Database
-    monitor: "asyncpg.Connection[Any]"
+    watch: Watch
     sessions: list[Session] = field(default_factory=list)
     step: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -232,15 +269,13 @@ class Stage:
         while moving := [session for session in self.sessions if session.moving]:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_AFTER_SECONDS):
+                async with asyncio.timeout(self.watch.after_seconds):
                     await self._changed.wait()
                 continue
             pids = {session.pid for session in moving if session.pid}
             still = {s.pid for s in self.sessions if not s.moving and not s.done} | sure
-            rows = await self.monitor.fetch(
-                "SELECT pid, pg_blocking_pids(pid) AS by FROM unnest($1::int[]) AS pid", list(pids)
-            )
-            sure |= {row["pid"] for row in rows if still & set(row["by"])}
+            blockers = await self.watch.blockers(pids)
+            sure |= {pid for pid in pids if still & blockers[pid]}
             if len(pids) == len(moving) and {s.pid for s in moving if s.moving} <= sure:
                 break
         await self._note_ends()
@@ -254,8 +289,8 @@ class Stage:
 
     async def _wait_until_gone(self, pid: int) -> None:
         """Wait until PostgreSQL has noticed that the connection is lost and rolled back."""
-        while await self.monitor.fetchval("SELECT count(*) FROM pg_stat_get_activity($1)", pid):
-            await asyncio.sleep(0)
+        while await self.watch.is_there(pid):
+            pass
         await self._settle()
 
 
@@ -278,12 +313,12 @@ async def stages(dsn: str, number: int, *, sessions: int = 4) -> AsyncIterator[l
     pool = PATIENCE.model_copy(update={"size": number * sessions + 1})
     database = Database(dsn, pool, name="everycent interleavings")
     event.listen(database.engine.sync_engine, "before_cursor_execute", _before_statement)
-    monitors = [await asyncpg.connect(_plain(dsn)) for _ in range(number)]
+    connection = await asyncpg.connect(_plain(dsn))
+    watch = Watch(connection)
     try:
-        yield [Stage(database, monitor) for monitor in monitors]
+        yield [Stage(database, watch) for _ in range(number)]
     finally:
-        for monitor in monitors:
-            await monitor.close()
+        await connection.close()
         await database.close()
 
 
