@@ -135,16 +135,20 @@ def summary(reports: Sequence[ShareReport]) -> str:
     return f"{played - unsafe} of {played} schedules are safe"
 
 
-def page(reports: Sequence[ShareReport], *, processes: int, at: datetime) -> str:
-    """Return the page: the sums, and a line for each part of each kind."""
+def page(reports: Sequence[ShareReport], missing: Sequence[str], *, at: datetime) -> str:
+    """Return the page: the sums, a line for each part of each kind, and what is missing."""
     drawn = [r for r in reports if r.drawn]
     counted = [r for r in reports if not r.drawn]
     return "\n".join(
         [
             _HEAD,
             f"**{summary(reports)}**; {sum(r.formula for r in reports):,} orders are accounted for."
-            f" The parts took {sum(r.seconds for r in reports) / 60:.0f} minutes together,"
-            f" {processes} at a time, on {machine()} ({at:%Y-%m-%d}).\n",
+            f" The shares took {sum(r.seconds for r in reports) / 60:.0f} minutes together, several"
+            f" at a time, on {machine()} ({at:%Y-%m-%d}).\n",
+            *(
+                [f"**Not the whole proof: {len(missing)} parts are not run (below).**\n"]
+                * bool(missing)
+            ),
             "## By number of sessions\n",
             markdown([("sessions", *_COUNTS), *_sums(counted, _stopped)]),
             "\n## By kind of row\n",
@@ -164,6 +168,7 @@ def page(reports: Sequence[ShareReport], *, processes: int, at: datetime) -> str
                     *((r.share.kind, r.share.part, *_row([r])) for r in counted),
                 ]
             ),
+            *(["\n## Not run\n", *(f"- {each}" for each in missing)] if missing else []),
             "\n## Unsafe schedules\n",
             *([f"- {finding}" for r in reports for finding in r.findings] or ["None."]),
             "",

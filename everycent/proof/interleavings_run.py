@@ -176,7 +176,9 @@ def main(
     ] = None,
     drawn: Annotated[int, typer.Option(help="Orders of four sessions, over all kinds.")] = 10_000,
     seed: Annotated[int, typer.Option(help="What the draws begin with.")] = 0,
-    processes: Annotated[int, typer.Option(help="Parts played at once.")] = 3,
+    processes: Annotated[
+        int, typer.Option(help="Shares of parts played at once; 0: tell of what is kept.")
+    ] = 3,
     lanes: Annotated[int, typer.Option(help="Schedules of a part played side by side.")] = 6,
     keep: Annotated[
         Path | None, typer.Option(help="File of the parts that have ended; they are left out.")
@@ -195,6 +197,17 @@ def main(
         if part.sessions in (sessions or (2, 3, 4))
     ]
     kept = Kept(keep)
+    if processes:
+        _play_on_a_server(todo, kept, processes)
+    reports = [whole for task in todo if (whole := kept.whole(task.shares()))]
+    missing = [f"{task.kind.name}: {task.name}" for task in todo if not kept.whole(task.shares())]
+    typer.echo(summary(reports))
+    if document is not None:
+        document.write_text(page(reports, missing, at=clock.now()))
+    raise typer.Exit(0 if all(each.ok for each in reports) and not missing else 5)
+
+
+def _play_on_a_server(todo: Sequence["Task"], kept: Kept, processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)  # As root the server runs as somebody else.
         server = PostgresServer(Path(folder) / "server", durable=False)
@@ -203,11 +216,6 @@ def main(
             _play_all(server, todo, kept, processes)
         finally:
             server.stop()
-    ended = [whole for task in todo if (whole := kept.whole(task.shares())) is not None]
-    typer.echo(summary(ended))
-    if document is not None:
-        document.write_text(page(ended, processes=processes, at=clock.now()))
-    raise typer.Exit(0 if all(each.ok for each in ended) else 5)
 
 
 @dataclass(frozen=True)
@@ -218,6 +226,12 @@ class Task:
     part: Part
     seed: int
     lanes: int
+
+    @property
+    def name(self) -> str:
+        """Which part of the proof of its kind it is; what is drawn is known by its seed."""
+        seed = f", {self.part.drawn} with seed {self.seed}" if self.part.drawn else ""
+        return f"{self.part}{seed}"
 
     @property
     def size(self) -> int:
@@ -232,9 +246,9 @@ class Task:
     def shares(self) -> list[Share]:
         """Return its shares: small enough to be played to their end, if not the whole part is."""
         number = -(-self.size // (_SHARE_DRAWN if self.part.drawn else _SHARE_ORDERS))
-        seed = f", {self.part.drawn} with seed {self.seed}" if self.part.drawn else ""
-        name = f"{self.part}{seed}"
-        return [Share(kind=self.kind.name, part=name, number=n, of=number) for n in range(number)]
+        return [
+            Share(kind=self.kind.name, part=self.name, number=n, of=number) for n in range(number)
+        ]
 
 
 def _play_all(server: PostgresServer, todo: Sequence[Task], kept: Kept, processes: int) -> None:

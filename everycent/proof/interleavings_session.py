@@ -81,6 +81,7 @@ class Session:
     ending: Ending
     table: str
     cut: Cut = Cut.POINTS
+    step: Callable[[], int] = int  # Which step of the schedule is under way.
     at: Point | None = None
     moving: bool = True
     done: bool = False
@@ -89,7 +90,7 @@ class Session:
     pid: int = 0
     answers: Sequence[Any] | None = None
     error: BaseException | None = None
-    asked_at: int = -1  # The step of the schedule in which it sent its lock statement.
+    asked_at: list[int] = field(default_factory=list)  # The step of each lock statement it sent.
     ended_at: int = -1  # The step in which it ended.
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _go: asyncio.Event = field(default_factory=asyncio.Event)
@@ -102,10 +103,8 @@ class Session:
         """Whether its writes stand."""
         return self.done and self.error is None and self.ending is Ending.COMMIT
 
-    def send_on(self, step: int) -> None:
+    def send_on(self) -> None:
         """Let it go past the point where it stands."""
-        if self.at is Point.LOCK:
-            self.asked_at = step
         self.begun = self.moving = True
         self.left -= 1
         self._go.set()
@@ -144,6 +143,8 @@ class Session:
         kind = kind_of(statement, self.table)
         if self.cut is Cut.STATEMENTS or (kind is not self.at and self.at is not Point.EFFECT):
             await self._stop(kind)
+        if kind is Point.LOCK:
+            self.asked_at.append(self.step())
 
     async def _work(self, tx: AsyncConnection) -> None:
         driver = (await tx.get_raw_connection()).driver_connection
@@ -230,6 +231,8 @@ class Stage:
         The order is a list of who went on, and from which point.
         """
         self.sessions, self.step = list(sessions), 0
+        for session in sessions:
+            session.step = lambda: self.step
         tasks = [asyncio.create_task(s.run(self.database, self._changed)) for s in sessions]
         order: list[tuple[int, Point | None]] = []
         try:
@@ -240,7 +243,7 @@ class Stage:
                 session = self.sessions[choice]
                 order.append((choice, session.at))
                 self.step += 1
-                session.send_on(self.step)
+                session.send_on()
                 await self._settle()
                 chooser.went(choice, self._seen())
             await asyncio.gather(*tasks)

@@ -100,7 +100,8 @@ async def test_batches_that_overlap_are_safe_at_every_statement(
 ) -> None:
     """Two sessions stop before every statement; they name the same keys in opposite orders.
 
-    The last two have keys of their own and meet at the resource, x and y, in opposite orders too.
+    In the first case they have keys of their own and meet at the resources, x and y.
+    A Confirm that finds nothing under one key is judged by when it asked for that key.
 
     Red when: the ledger reads its accounts without a lock, or seats move in the order of the call.
     """
@@ -108,6 +109,7 @@ async def test_batches_that_overlap_are_safe_at_every_statement(
     todo = [
         Case(kind, (), tries, ((0, 1), (4, 3))),
         _of("try", "try", keys=(0, 1), kind=kind),
+        _of("try", "confirm", keys=(0, 1), kind=kind),
         _of("try", "cancel", keys=(0, 1), kind=kind),
         _of("confirm", "cancel", start=("try",), keys=(0, 1), kind=kind),
         _of("cancel", "cancel", start=("try",), keys=(0, 1), kind=kind),
@@ -172,18 +174,19 @@ async def test_the_shares_of_a_part_are_the_whole_part(
     assert whole.formula == whole.walked + whole.impossible + whole.equal
 
 
-def test_the_page_tells_of_an_unsafe_schedule() -> None:
-    """Red when: the page sums without what is unsafe, or leaves out what was found."""
+def test_the_page_tells_of_an_unsafe_schedule_and_of_what_is_not_run() -> None:
+    """Red when: the page sums without what is unsafe, or leaves out what was found or not run."""
     share = Share(kind="a kind", part="a part", number=0, of=1)
     finding = Finding("a kind", "a case", "try1:claim", "a hold has no owner")
     bad = report(share, 2, Result(cases=1, played=7, findings=[finding]), drawn=False, seconds=60)
 
-    text = page([bad], processes=2, at=NOON)
+    text = page([bad], ["a kind: another part"], at=NOON)
 
     assert not bad.ok
     assert bad.line().endswith(f"1 unsafe; 60 s: NOT SAFE\n    {finding}")
     assert "**6 of 7 schedules are safe**" in text
     assert f"- {finding}" in text
+    assert "- a kind: another part" in text
 
 
 # --- It can fail: fences that break design rule 4 ---
