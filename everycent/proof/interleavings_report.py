@@ -132,7 +132,7 @@ class Kept:
 def summary(reports: Sequence[ShareReport]) -> str:
     """Say the whole in one line."""
     played, unsafe = sum(r.played for r in reports), sum(r.unsafe for r in reports)
-    return f"{played - unsafe} of {played} schedules are safe"
+    return f"{played - unsafe:,} of {played:,} schedules are safe"
 
 
 def page(reports: Sequence[ShareReport], missing: Sequence[str], *, at: datetime) -> str:
