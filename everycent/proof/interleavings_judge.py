@@ -148,7 +148,9 @@ def _events(played: Played) -> list[tuple[int, str, str, Any]]:
     """Return when which committed operation happened to which key, with its answer."""
     return [
         (
-            session.asked_at if isinstance(answer, NothingTried) else session.ended_at,
+            _asked(played.kind, session, key)
+            if isinstance(answer, NothingTried)
+            else session.ended_at,
             operation,
             key,
             answer,
@@ -157,3 +159,9 @@ def _events(played: Played) -> list[tuple[int, str, str, Any]]:
         if session.committed
         for key, answer in zip(session.keys, session.answers or (), strict=True)
     ]
+
+
+def _asked(kind: Kind, session: Session, key: str) -> int:
+    """Return the step in which the session asked for the key: in a call for it, or for all."""
+    calls = sorted(set(session.keys)) if kind.key_by_key else [key]
+    return session.asked_at[calls.index(key)]

@@ -89,6 +89,7 @@ class Kind:
     names: tuple[str, ...] = ("try", "try", "confirm", "cancel", "cancel")
     starts: tuple[tuple[str, ...], ...] = ((), ("try",))
     after: tuple[str, ...] = ("try", "confirm", "cancel", "try")
+    key_by_key: bool = False  # Whether keys are locked by a call each, in their order.
 
     def key(self, place: str, number: int) -> str:
         """Return the key of a place's step: its order's number tells them apart."""

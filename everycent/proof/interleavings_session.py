@@ -60,7 +60,8 @@ PATIENCE = PoolSettings(
     transaction_timeout_seconds=600,
     idle_in_transaction_seconds=600,
 )
-_LOOK_AFTER_SECONDS = 0.002  # When to ask PostgreSQL who waits; what it answers decides.
+# When to ask PostgreSQL who waits; what it answers decides. A busy one is asked less often.
+_LOOK_AFTER_SECONDS, _LATEST_LOOK_SECONDS = 0.002, 0.05
 
 _current: ContextVar["Session | None"] = ContextVar("interleaved_session", default=None)
 
@@ -80,6 +81,7 @@ class Session:
     ending: Ending
     table: str
     cut: Cut = Cut.POINTS
+    step: Callable[[], int] = int  # Which step of the schedule is under way.
     at: Point | None = None
     moving: bool = True
     done: bool = False
@@ -88,7 +90,7 @@ class Session:
     pid: int = 0
     answers: Sequence[Any] | None = None
     error: BaseException | None = None
-    asked_at: int = -1  # The step of the schedule in which it sent its lock statement.
+    asked_at: list[int] = field(default_factory=list)  # The step of each lock statement it sent.
     ended_at: int = -1  # The step in which it ended.
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _go: asyncio.Event = field(default_factory=asyncio.Event)
@@ -101,10 +103,8 @@ class Session:
         """Whether its writes stand."""
         return self.done and self.error is None and self.ending is Ending.COMMIT
 
-    def send_on(self, step: int) -> None:
+    def send_on(self) -> None:
         """Let it go past the point where it stands."""
-        if self.at is Point.LOCK:
-            self.asked_at = step
         self.begun = self.moving = True
         self.left -= 1
         self._go.set()
@@ -143,6 +143,8 @@ class Session:
         kind = kind_of(statement, self.table)
         if self.cut is Cut.STATEMENTS or (kind is not self.at and self.at is not Point.EFFECT):
             await self._stop(kind)
+        if kind is Point.LOCK:
+            self.asked_at.append(self.step())
 
     async def _work(self, tx: AsyncConnection) -> None:
         driver = (await tx.get_raw_connection()).driver_connection
@@ -172,15 +174,51 @@ def kind_of(statement: str, table: str) -> Point:
     return Point.EFFECT
 
 
+class Watch:
+    """A connection that asks PostgreSQL who waits for whom, for all stages of a process at once."""
+
+    def __init__(self, connection: "asyncpg.Connection[Any]") -> None:
+        self._connection = connection
+        self._turn = asyncio.Lock()
+        self._wanted: set[int] = set()
+        self._next: asyncio.Task[dict[int, set[int]]] | None = None
+        self.after_seconds = _LOOK_AFTER_SECONDS
+
+    async def blockers(self, pids: set[int]) -> dict[int, set[int]]:
+        """Return who blocks each, as PostgreSQL saw it after this call: no older look is used."""
+        self._wanted |= pids
+        if self._next is None:
+            self._next = asyncio.create_task(self._look())
+        return await asyncio.shield(self._next)  # Others wait for it too.
+
+    async def _look(self) -> dict[int, set[int]]:
+        async with self._turn:
+            pids, self._wanted, self._next = list(self._wanted), set(), None
+            rows = await self._connection.fetch(
+                "SELECT pid, pg_blocking_pids(pid) AS by FROM unnest($1::int[]) AS pid", pids
+            )
+        blockers = {row["pid"]: set(row["by"]) for row in rows}
+        found = any(blockers.values())  # Otherwise all were at work, and the look was too early.
+        after = self.after_seconds * (0.5 if found else 2)
+        self.after_seconds = min(max(after, _LOOK_AFTER_SECONDS), _LATEST_LOOK_SECONDS)
+        return blockers
+
+    async def is_there(self, pid: int) -> bool:
+        """Tell whether PostgreSQL still has that session."""
+        async with self._turn:
+            query = "SELECT count(*) FROM pg_stat_get_activity($1)"
+            return bool(await self._connection.fetchval(query, pid))
+
+
 @dataclass
 class Stage:
-    """Where one schedule at a time is played: a pool for its sessions and a connection that looks.
+    """Where one schedule at a time is played: a pool for its sessions, and who watches them.
 
     `step` counts the steps of the schedule that is being played.
     """
 
     database: Database
-    monitor: "asyncpg.Connection[Any]"
+    watch: Watch
     sessions: list[Session] = field(default_factory=list)
     step: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -193,6 +231,8 @@ class Stage:
         The order is a list of who went on, and from which point.
         """
         self.sessions, self.step = list(sessions), 0
+        for session in sessions:
+            session.step = lambda: self.step
         tasks = [asyncio.create_task(s.run(self.database, self._changed)) for s in sessions]
         order: list[tuple[int, Point | None]] = []
         try:
@@ -203,7 +243,7 @@ class Stage:
                 session = self.sessions[choice]
                 order.append((choice, session.at))
                 self.step += 1
-                session.send_on(self.step)
+                session.send_on()
                 await self._settle()
                 chooser.went(choice, self._seen())
             await asyncio.gather(*tasks)
@@ -232,15 +272,13 @@ class Stage:
         while moving := [session for session in self.sessions if session.moving]:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_AFTER_SECONDS):
+                async with asyncio.timeout(self.watch.after_seconds):
                     await self._changed.wait()
                 continue
             pids = {session.pid for session in moving if session.pid}
             still = {s.pid for s in self.sessions if not s.moving and not s.done} | sure
-            rows = await self.monitor.fetch(
-                "SELECT pid, pg_blocking_pids(pid) AS by FROM unnest($1::int[]) AS pid", list(pids)
-            )
-            sure |= {row["pid"] for row in rows if still & set(row["by"])}
+            blockers = await self.watch.blockers(pids)
+            sure |= {pid for pid in pids if still & blockers[pid]}
             if len(pids) == len(moving) and {s.pid for s in moving if s.moving} <= sure:
                 break
         await self._note_ends()
@@ -254,8 +292,8 @@ class Stage:
 
     async def _wait_until_gone(self, pid: int) -> None:
         """Wait until PostgreSQL has noticed that the connection is lost and rolled back."""
-        while await self.monitor.fetchval("SELECT count(*) FROM pg_stat_get_activity($1)", pid):
-            await asyncio.sleep(0)
+        while await self.watch.is_there(pid):
+            pass
         await self._settle()
 
 
@@ -278,12 +316,12 @@ async def stages(dsn: str, number: int, *, sessions: int = 4) -> AsyncIterator[l
     pool = PATIENCE.model_copy(update={"size": number * sessions + 1})
     database = Database(dsn, pool, name="everycent interleavings")
     event.listen(database.engine.sync_engine, "before_cursor_execute", _before_statement)
-    monitors = [await asyncpg.connect(_plain(dsn)) for _ in range(number)]
+    connection = await asyncpg.connect(_plain(dsn))
+    watch = Watch(connection)
     try:
-        yield [Stage(database, monitor) for monitor in monitors]
+        yield [Stage(database, watch) for _ in range(number)]
     finally:
-        for monitor in monitors:
-            await monitor.close()
+        await connection.close()
         await database.close()
 
 

@@ -85,4 +85,5 @@ FENCE_SQL = Kind(
     prepare=SEATS.prepare,
     parts=SEATS.parts,
     points={"try": _POINTS, "confirm": _POINTS, "cancel": _POINTS},
+    key_by_key=True,
 )

@@ -56,7 +56,7 @@ def start(
             env=dict(environment) if environment is not None else None,
             start_new_session=True,
             umask=0o077,
-            preexec_fn=None if wrapped[0] == "setpriv" else _dying_with_parent(death_signal),
+            preexec_fn=None if wrapped[0] == "setpriv" else dying_with(os.getpid(), death_signal),
             user=plain.uid if plain else None,
             group=plain.gid if plain else None,
             extra_groups=[] if plain else None,
@@ -129,11 +129,14 @@ def _setpriv_can(options: tuple[str, ...]) -> bool:
     return probe.returncode == 0
 
 
-def _dying_with_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
-    """Return what the child runs before exec where setpriv is missing; only Linux can do it."""
+def dying_with(parent: int, death_signal: signal.Signals) -> Callable[[], None] | None:
+    """Return what a child of `parent` runs to get the signal when that dies; only Linux can do it.
+
+    It runs before exec where setpriv is missing, and in a child that was not started by `start`.
+    """
     if sys.platform != "linux":
         return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+    prctl = ctypes.CDLL(None).prctl
 
     def die_with_parent() -> None:
         prctl(PR_SET_PDEATHSIG, int(death_signal))

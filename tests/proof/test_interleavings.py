@@ -2,14 +2,17 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from everycent.database import fence, order
 from everycent.proof.interleavings import Case, Lane, Result
-from everycent.proof.interleavings_kinds import Kind
+from everycent.proof.interleavings_judge import Finding
+from everycent.proof.interleavings_kinds import NOON, Kind
 from everycent.proof.interleavings_order import DECISION
+from everycent.proof.interleavings_report import Kept, Share, page, report
 from everycent.proof.interleavings_rows import SEATS
 from everycent.proof.interleavings_run import BOTH, COMMITS, KINDS, Part, play
 from everycent.proof.interleavings_session import Cut, Ending, Point, stages
@@ -97,7 +100,8 @@ async def test_batches_that_overlap_are_safe_at_every_statement(
 ) -> None:
     """Two sessions stop before every statement; they name the same keys in opposite orders.
 
-    The last two have keys of their own and meet at the resource, x and y, in opposite orders too.
+    In the first case they have keys of their own and meet at the resources, x and y.
+    A Confirm that finds nothing under one key is judged by when it asked for that key.
 
     Red when: the ledger reads its accounts without a lock, or seats move in the order of the call.
     """
@@ -105,6 +109,7 @@ async def test_batches_that_overlap_are_safe_at_every_statement(
     todo = [
         Case(kind, (), tries, ((0, 1), (4, 3))),
         _of("try", "try", keys=(0, 1), kind=kind),
+        _of("try", "confirm", keys=(0, 1), kind=kind),
         _of("try", "cancel", keys=(0, 1), kind=kind),
         _of("confirm", "cancel", start=("try",), keys=(0, 1), kind=kind),
         _of("cancel", "cancel", start=("try",), keys=(0, 1), kind=kind),
@@ -140,6 +145,48 @@ async def test_four_sessions_in_drawn_orders_are_safe(dsns: dict[str, str], kind
     assert result.findings == []
     assert result.ok
     assert result.played == 10
+
+
+@pytest.mark.requirement("I5")
+async def test_the_shares_of_a_part_are_the_whole_part(
+    dsns: dict[str, str], tmp_path: Path
+) -> None:
+    """A run that was cut off goes on behind the shares in its file; none is lost, none twice.
+
+    Red when: a share begins at 0, the file is not written, or one share passes for the whole.
+    """
+    part = Part(2, endings=COMMITS)
+    shares = [Share(kind=DECISION.name, part=str(part), number=n, of=2) for n in (0, 1)]
+    for share in shares:
+        kept = Kept(tmp_path / "kept.jsonl")
+        assert not kept.has(share)
+        assert kept.whole(shares) is None
+        result = await play(
+            DECISION, dsns[DECISION.name], part, lanes=2, share=share.number, of=share.of
+        )
+        kept.add(report(share, part.sessions, result, drawn=False, seconds=1))
+
+    whole = Kept(tmp_path / "kept.jsonl").whole(shares)
+    assert whole is not None
+    assert whole.ok
+    assert whole.cases == len(list(part.cases(DECISION)))
+    assert whole.formula == _formula(DECISION, COMMITS)
+    assert whole.formula == whole.walked + whole.impossible + whole.equal
+
+
+def test_the_page_tells_of_an_unsafe_schedule_and_of_what_is_not_run() -> None:
+    """Red when: the page sums without what is unsafe, or leaves out what was found or not run."""
+    share = Share(kind="a kind", part="a part", number=0, of=1)
+    finding = Finding("a kind", "a case", "try1:claim", "a hold has no owner")
+    bad = report(share, 2, Result(cases=1, played=7, findings=[finding]), drawn=False, seconds=60)
+
+    text = page([bad], ["a kind: another part"], at=NOON)
+
+    assert not bad.ok
+    assert bad.line().endswith(f"1 unsafe; 60 s: NOT SAFE\n    {finding}")
+    assert "**6 of 7 schedules are safe**" in text
+    assert f"- {finding}" in text
+    assert "- a kind: another part" in text
 
 
 # --- It can fail: fences that break design rule 4 ---
