@@ -27,7 +27,7 @@ SETTINGS = {
     "listen_addresses": ports.LOOPBACK,
     "unix_socket_directories": "",  # A socket's path may have 107 bytes; data folders have more.
     "password_encryption": "scram-sha-256",
-    "max_connections": "500",  # Workers are refused beyond it; each costs a few kB of memory.
+    "max_connections": "800",  # Workers are refused beyond it; each costs a few kB of memory.
     "max_prepared_transactions": "64",
     "shared_buffers": "256MB",
     "synchronous_commit": "on",
