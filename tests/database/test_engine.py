@@ -13,18 +13,20 @@ from everycent.settings import PoolSettings, ServiceName, Settings
 
 KILL = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-    " WHERE usename = :role AND pid <> pg_backend_pid()"
+    " WHERE usename = :role AND application_name = :name AND pid <> pg_backend_pid()"
 )
 
 
-async def kill_connections(owner: Database, role: str) -> None:
+async def kill_connections(owner: Database, role: str, *, name: str = "to be killed") -> None:
+    """End the sessions of one pool of a role; those of other tests live on."""
     async with owner.engine.connect() as connection:
-        await connection.execute(KILL, {"role": role})
+        await connection.execute(KILL, {"role": role, "name": name})
 
 
 @pytest.fixture
 async def database(settings: Settings) -> Database:
-    return Database(settings.database["points"], PoolSettings(size=1, wait_seconds=0.2))
+    pool = PoolSettings(size=1, wait_seconds=0.2)
+    return Database(settings.database["points"], pool, name="to be killed")
 
 
 async def test_a_connection_lost_before_commit_is_transient(
@@ -112,7 +114,7 @@ async def test_a_reader_survives_a_restart_of_its_connections(
 ) -> None:
     reader = Reader(settings)
     assert await reader.rows("points", "SELECT 1 AS one") == [{"one": 1}]
-    await kill_connections(owners["points"], "everycent_points_read")
+    await kill_connections(owners["points"], "everycent_points_read", name="reader")
     assert await reader.rows("points", "SELECT 1 AS one") == [{"one": 1}]
     await reader.close()
 
