@@ -4,12 +4,9 @@ Each runs as a Temporal activity of its own in its service's worker: starters wr
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import Any, TypeVar
 
-from temporalio.client import ActivityFailureError, Client
-from temporalio.common import ActivityIDConflictPolicy
-from temporalio.exceptions import ApplicationError
+from temporalio.client import Client
 
 from activities.account import AccountActivities
 from activities.inventory import InventoryActivities
@@ -22,12 +19,11 @@ from everycent.domain.message import step_key
 from everycent.domain.order import CaseSettled, SettleCase
 from everycent.domain.points import GrantPoints, PointsGranted
 from everycent.domain.reconciliation import NoteBreaks, Noted
-from everycent.errors import InvalidRequest, KeyReused, Unknown, by_name
+from everycent.errors import EverycentError, InvalidRequest, KeyReused
+from starters.alone import run_alone
 from workers.queues import TOGETHER, finishes, tries
-from workflows.options import DATABASE_STEP
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=2)  # Without a worker nobody would ever answer.
 
 
 class Bookings:
@@ -124,20 +120,13 @@ class Bookings:
     ) -> T:
         """Run one activity by itself; whoever books the same at the same time gets its answer."""
         try:
-            return await self._client.execute_activity_method(
+            return await run_alone(
+                self._client,
                 method,
                 request,
-                id=activity_id or request.key,
-                task_queue=TOGETHER if self._together else queue,
-                id_conflict_policy=ActivityIDConflictPolicy.USE_EXISTING,
-                schedule_to_close_timeout=PATIENCE,
-                start_to_close_timeout=DATABASE_STEP["start_to_close_timeout"],
-                retry_policy=DATABASE_STEP["retry_policy"],
+                queue=TOGETHER if self._together else queue,
+                activity_id=activity_id or request.key,
             )
-        except ActivityFailureError as error:
-            cause = error.cause
-            ours = by_name(cause.type or "") if isinstance(cause, ApplicationError) else None
-            text = str(getattr(cause, "message", "") or cause or error)
-            if ours is KeyReused:  # A person gave the id.
-                ours = InvalidRequest
-            raise (ours or Unknown)(f"{queue} did not book it: {text}") from error
+        except EverycentError as error:
+            ours = InvalidRequest if isinstance(error, KeyReused) else type(error)  # Typed by hand.
+            raise ours(f"{queue} did not book it: {error}") from error

@@ -1,12 +1,10 @@
 """Which mode a new order gets, and how that is switched while orders run."""
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import TypeVar
 
 from pydantic import ValidationError
-from temporalio.client import ActivityFailureError, Client
-from temporalio.common import ActivityIDConflictPolicy
+from temporalio.client import Client
 
 from activities.order import OrderActivities
 from everycent.database.reads import Reader
@@ -21,13 +19,12 @@ from everycent.domain.routing import (
     SetRoute,
     choose,
 )
-from everycent.errors import InvalidRequest, Unknown
+from everycent.errors import InvalidRequest
+from starters.alone import run_alone
 from workers.queues import TOGETHER, finishes
 from workers.registration import mode_problems
 from workflows.catalog import FLOWS, MODES, PLANS, name_of
-from workflows.options import DATABASE_STEP
 
-PATIENCE = timedelta(minutes=2)  # Without a worker nobody would ever answer.
 M = TypeVar("M", bound=Message)
 C = TypeVar("C", SetRoute, RollBackRoute)
 FLOW = "checkout"
@@ -69,19 +66,13 @@ class Routing:
         self, method: Callable[[OrderActivities, C], Awaitable[RouteAnswer]], request: C
     ) -> Route:
         """Run the switch as an activity by itself; typed twice with one id, it happens once."""
-        try:
-            answer = await self._client.execute_activity_method(
-                method,
-                request,
-                id=f"route/{request.flow}/{request.tenant}/{request.request_id}",
-                task_queue=self._queue,
-                id_conflict_policy=ActivityIDConflictPolicy.USE_EXISTING,
-                schedule_to_close_timeout=PATIENCE,
-                start_to_close_timeout=DATABASE_STEP["start_to_close_timeout"],
-                retry_policy=DATABASE_STEP["retry_policy"],
-            )
-        except ActivityFailureError as error:
-            raise Unknown(f"the order service did not switch it: {error.cause or error}") from error
+        answer: RouteAnswer = await run_alone(
+            self._client,
+            method,
+            request,
+            queue=self._queue,
+            activity_id=f"route/{request.flow}/{request.tenant}/{request.request_id}",
+        )
         if isinstance(answer, RouteRefused):
             raise InvalidRequest(answer.reason)
         return answer

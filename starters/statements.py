@@ -23,7 +23,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from everycent.domain.message import problems_of
 from everycent.domain.money import digits_of
 from everycent.domain.reconciliation import Movement, StatementLine
 from everycent.errors import InvalidRequest
+
+_DIGITS = 15  # Of an amount in minor units, less one.
 
 
 class Done(BaseModel):
@@ -154,9 +156,10 @@ class _Line:
         try:
             given = Decimal(said)
             amount = given if minor else given.scaleb(digits_of(currency))
-        except InvalidOperation:
+        except ArithmeticError:  # No number, or one that is too large for any.
             raise self._wrong(f"{said!r} is no amount") from None
-        if not amount.is_finite() or amount != amount.to_integral_value():
+        # A number may be written so that it has a milliard of digits.
+        if not amount.is_finite() or amount.adjusted() > _DIGITS or amount % 1:
             raise self._wrong(f"{said!r} is no whole number of {currency} minor units")
         return int(abs(amount))  # Some files tell a refund as a negative amount.
 

@@ -132,7 +132,17 @@ class _Teller:
         """Count what all have told. Raises InvalidRequest when it is more than there is."""
         if self._connection is None:
             return
-        found = await self._connection.fetchrow(_LIMITS)
+        try:
+            problem = await self._problem(self._connection)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            logger.warning("%s does not answer, nothing is counted: %s", self._where, error)
+            return
+        if problem:
+            raise InvalidRequest(problem)
+
+    @staticmethod
+    async def _problem(connection: "asyncpg.Connection[Any]") -> str:
+        found = await connection.fetchrow(_LIMITS, timeout=CONNECT_SECONDS)
         assert found is not None, "a session has a database and a role"
         limits = Limits(
             server=found["server"],
@@ -141,9 +151,8 @@ class _Teller:
             datname=found["datname"],
             rolname=found["rolname"],
         )
-        told = [Told(**row) for row in await self._connection.fetch(_TOLD)]
-        if problem := overdrawn(limits, told):
-            raise InvalidRequest(problem)
+        told = await connection.fetch(_TOLD, timeout=CONNECT_SECONDS)
+        return overdrawn(limits, [Told(**row) for row in told])
 
     async def go_on(self) -> None:
         """Tell it again when the connection was lost; who works is not stopped by a count."""

@@ -17,9 +17,7 @@ from everycent.domain.order import Decision, OrderStatus, PlaceOrder, WaitsFor
 
 ROWLESS = "run without an order row"
 STUCK = "run whose tasks fail"
-ACCEPTED = (
-    "accepted"  # The run of an order that is only accepted: the first real one shares its row.
-)
+ACCEPTED = "accepted"  # The run of an order without one yet; its first run shares the row.
 NEVER_BEGUN = "accepted order that no run has begun"
 ORPHAN = "hold without an order"  # Its id is withdrawn before it is given back.
 PAGE = 1000  # Rows looked at per question: half a megabyte at most, Temporal carries two.

@@ -9,7 +9,8 @@ from typer.testing import Result
 
 from everycent import clock
 from everycent.domain.order import CardPayment, ParkStep, PlaceOrder
-from starters.bookings import PATIENCE, Bookings
+from starters.alone import PATIENCE
+from starters.bookings import Bookings
 from workers.queues import finishes
 
 MakeOrder = Callable[..., PlaceOrder]

@@ -57,6 +57,8 @@ def test_a_file_of_another_shape_is_read_by_its_mapping(tmp_path: Path, columns:
         ("sale;s/o/p;ch;29.333;EUR;2026-01-02;ok", "no whole number of EUR minor units"),
         ("sale;s/o/p;ch;much;EUR;2026-01-02;ok", "'much' is no amount"),
         ("sale;s/o/p;ch;nan;EUR;2026-01-02;ok", "no whole number"),
+        ("sale;s/o/p;ch;1e999999999;EUR;2026-01-02;ok", "is no amount"),
+        ("sale;s/o/p;ch;1e99;EUR;2026-01-02;ok", "no whole number"),
         ("gift;s/o/p;ch;1;EUR;2026-01-02;ok", "'gift' is no movement; known are: sale"),
         ("sale;s/o/p;ch;1;EUR;yesterday;ok", "'yesterday' is no ISO 8601 time"),
         ("sale;s/o/p;ch;1;EURO;2026-01-02;ok", "currency: "),
