@@ -152,7 +152,7 @@ async def broken(database: Database, table: str, rule: str) -> AsyncIterator[Non
             await tx.execute(text(f"ALTER TABLE {table} DROP CONSTRAINT no"))
 
 
-# TODO(issue 4): mark with "AC9.1", "AC9.2" once it was seen red.
+@pytest.mark.requirement("AC9.1", "AC9.2")
 async def test_the_core_is_whole_before_its_extension_begins_and_that_has_one_effect(
     shop: Shop, mail: Mail, settings: Settings, owners: dict[ServiceName, Database]
 ) -> None:
@@ -187,7 +187,7 @@ async def test_the_core_is_whole_before_its_extension_begins_and_that_has_one_ef
     assert await accused(shop, settings) == []
 
 
-# TODO(issue 4): mark with "AC9.1" once it was seen red.
+@pytest.mark.requirement("AC9.1")
 async def test_a_stored_balance_is_frozen_by_the_core_and_taken_before_anything_follows(
     shop: Shop, mail: Mail
 ) -> None:
@@ -212,7 +212,7 @@ async def test_a_stored_balance_is_frozen_by_the_core_and_taken_before_anything_
     assert await purse_of(shop) == BEFORE | {"available": 100 - 33 + 29}
 
 
-# TODO(issue 4): mark with "AC9.1", "AC2.2" once it was seen red.
+@pytest.mark.requirement("AC9.1", "AC2.2")
 @pytest.mark.parametrize("step", CORE_STEPS)
 async def test_a_lost_reply_at_any_step_of_the_core_changes_nothing(
     shop: Shop, mail: Mail, step: str
@@ -226,7 +226,7 @@ async def test_a_lost_reply_at_any_step_of_the_core_changes_nothing(
     assert await told(shop) == [("order.paid", "CONSUMED")]
 
 
-# TODO(issue 4): mark with "AC9.1", "AC6.4", "AC6.6" once it was seen red.
+@pytest.mark.requirement("AC9.1", "AC6.4", "AC6.6")
 @pytest.mark.parametrize("together", [False])
 @pytest.mark.parametrize("step", [*TRY_STEPS, "out of stock", "payment.capture"])
 async def test_a_core_that_fails_is_cancelled_whole_and_nothing_follows(
@@ -250,7 +250,7 @@ async def test_a_core_that_fails_is_cancelled_whole_and_nothing_follows(
     assert await told(shop) == []
 
 
-# TODO(issue 4): mark with "AC9.1" once it was seen red.
+@pytest.mark.requirement("AC9.1")
 @pytest.mark.parametrize("together", [False])
 async def test_an_extension_that_fails_for_good_leaves_the_core_confirmed_and_is_repaired_apart(
     shop: Shop,
@@ -291,7 +291,7 @@ async def test_an_extension_that_fails_for_good_leaves_the_core_confirmed_and_is
     assert await told(shop) == [("order.paid", "CONSUMED")]
 
 
-# TODO(issue 4): mark with "AC9.2" once it was seen red.
+@pytest.mark.requirement("AC9.2")
 @pytest.mark.parametrize("together", [False])
 async def test_the_event_is_written_in_the_transaction_that_confirms_the_core_or_neither_is(
     shop: Shop, mail: Mail, owners: dict[ServiceName, Database]
@@ -321,7 +321,7 @@ async def test_the_event_is_written_in_the_transaction_that_confirms_the_core_or
     await assert_sold_once(shop)
 
 
-# TODO(issue 4): mark with "AC9.2" once it was seen red.
+@pytest.mark.requirement("AC9.2")
 @pytest.mark.parametrize("together", [False])
 async def test_a_lost_event_is_accused_by_the_audit(
     shop: Shop, settings: Settings, owners: dict[ServiceName, Database]
