@@ -3,8 +3,9 @@
 import asyncio
 import gc
 import sys
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,13 +32,22 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Embed
 
 
 @pytest.fixture(autouse=True)
-def no_open_runs() -> Iterator[None]:
+async def no_open_runs() -> AsyncIterator[None]:
     """Collect the runs that a simulation left open when it was broken: they end outside of their
-    loop, which whatever test comes next would be blamed for."""
+    loop, which whatever test comes next would be blamed for. On a busy machine that takes a while.
+    """
+    before = _open_runs()
     yield
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    gc.collect()
+    deadline = time.monotonic() + 10
+    while _open_runs() > before and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
     sys.unraisablehook = hook
+
+
+def _open_runs() -> int:
+    gc.collect()
+    return sum(type(each).__name__ == "_WorkflowInstanceImpl" for each in gc.get_objects())
 
 
 @pytest.mark.requirement("AC4.7", "I20")
