@@ -9,6 +9,7 @@ that has grown since the last one, in a task of the same time, was not given by 
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakMethod
 
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
@@ -74,15 +75,19 @@ class Activations(WorkflowRunner):
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
         """Wrap the instance's activation."""
         instance = self._runner.create_instance(det)
-        around = _around(instance.activate, Ahead(), self._after_task(det))
+        # Weak, or a run that was let go would stay until somebody looks for cycles.
+        activate = WeakMethod(instance.activate)
+        around = _around(activate, Ahead(), self._after_task(det))
         instance.activate = around  # type: ignore[assignment,method-assign]
         return instance
 
 
-def _around(activate: Activate, ahead: Ahead, after_task: AfterTask | None) -> Activate:
+def _around(activate: WeakMethod[Any], ahead: Ahead, after_task: AfterTask | None) -> Activate:
     def checked(act: WorkflowActivation) -> WorkflowActivationCompletion:
         ahead.check(act)
-        completion = activate(act)
+        run: Activate | None = activate()
+        assert run is not None, "who calls it holds the instance"
+        completion = run(act)
         if after_task is not None and not act.is_replaying and _moves(act):
             after_task()
         return completion

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import subprocess
 import sys
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Iterator
+from typing import Any, cast
 
 import pytest
 from temporalio import activity
@@ -218,3 +221,26 @@ async def test_a_false_alarm_costs_one_replay_and_nothing_else(client: Client) -
     assert failed in ends
     pairs = itertools.pairwise(ends)
     assert all(after == completed for task, after in pairs if task == failed)
+
+
+async def test_a_run_that_is_let_go_is_gone_at_once() -> None:
+    """Red when: the wrapper and its instance hold each other, and only a search for cycles ends
+    them: in whatever thread that happens."""
+
+    class Instance:
+        def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
+            return WorkflowActivationCompletion(run_id=act.run_id)
+
+    class Runner:
+        def create_instance(self, det: object) -> Instance:
+            return Instance()
+
+    made: Any = Activations(cast(WorkflowRunner, Runner())).create_instance(cast(Any, None))
+    assert made.activate(activation(BEGUN)).run_id == activation(BEGUN).run_id
+    left = weakref.ref(made)
+    gc.disable()
+    try:
+        del made
+        assert left() is None
+    finally:
+        gc.enable()
